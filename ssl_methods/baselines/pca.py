@@ -1,0 +1,44 @@
+"""PCA: the directions in which pictures vary most, the oldest unsupervised features.
+
+Pearson. On Lines and Planes of Closest Fit to Systems of Points in Space. 1901. https://doi.org/10.1080/14786440109462720
+
+    S = mean of (x - m)(x - m)^T                                           covariance of the pixels, gathered batch by batch
+    W = the eigenvectors of S with the largest eigenvalues,  h = W (x - m)
+"""
+
+import torch
+
+from .. import Method
+from ..encoders import Projection
+from ..modalities import image
+
+
+class PCA(Method):
+    """Needs the `Projection` encoder, whose linear map it fills after one pass over the data."""
+
+    columns = ("image",)
+    passes = 1
+
+    def __init__(self, encoder: Projection):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        width = encoder.linear.in_features
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("products", torch.zeros(width, width, dtype=torch.float64))
+
+    def forward(self, batch):
+        x = self.encoder.pixels(image.unit(batch["image"])).double()  # (N, P)
+        self.count += len(x)
+        self.total += x.sum(0)
+        self.products += x.T @ x
+        return x.var(0).sum().float(), {}  # the variance that there is to explain
+
+    def after_step(self):
+        if self.progress < 1:
+            return
+        mean = self.total / self.count
+        covariance = self.products / self.count - mean.outer(mean)  # (P, P)
+        axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : self.encoder.dim].T  # (D, P)
+        self.encoder.linear.weight.copy_(axes)
+        self.encoder.linear.bias.copy_(-axes @ mean)

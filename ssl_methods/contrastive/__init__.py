@@ -1,0 +1,1 @@
+"""Two views of a picture must find each other among others."""

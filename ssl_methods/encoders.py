@@ -1,0 +1,169 @@
+"""The networks that are pretrained, frozen and evaluated.
+
+Every encoder maps a batch to features (N, D) and says D in `dim`. Image encoders take pictures in [0, 1] and centre
+them themselves, so that no method can forget to.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import Count
+
+
+def centre(x: Tensor) -> Tensor:
+    """Pictures in [0, 1] to about zero mean and unit variance, the same for every data set."""
+    return (x - 0.5) * 4
+
+
+class Block(nn.Module):
+    """The basic residual block. He, Zhang, Ren, Sun. Deep Residual Learning. CVPR 2016. https://arxiv.org/abs/1512.03385"""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A residual network for small pictures: a 3x3 stem with padding 1 and no max-pooling.
+
+    `width` 64 and `blocks` [2, 2, 2, 2] is the ResNet-18 of the CIFAR literature. `stride` 2 in the stem quarters the
+    cost of everything, which suits a laptop.
+    """
+
+    def __init__(self, *, width: Count = 64, blocks: Sequence[Count] = (2, 2, 2, 2), stride: Count = 1):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        stages, inputs = [], width
+        for depth, count in enumerate(blocks):
+            outputs = width * 2**depth
+            for i in range(count):
+                stages.append(Block(inputs, outputs, stride=2 if i == 0 and depth > 0 else 1))
+                inputs = outputs
+        self.blocks = nn.Sequential(*stages)
+        self.dim = inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = centre(x).contiguous(memory_format=torch.channels_last)  # (N, 3, H, W)
+        h = self.blocks(F.relu(self.norm(self.stem(x))))  # (N, D, h, w)
+        return h.mean((2, 3))  # (N, D)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, L, D)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, L, d)
+        h = F.scaled_dot_product_attention(q, k, v)  # (N, heads, L, d)
+        return self.out(h.transpose(1, 2).flatten(2))  # (N, L, D)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and a two-layer perceptron, each with a residual connection."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, L, D)
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks and a last norm: tokens in, tokens out."""
+
+    def __init__(self, width: int, depth: int, heads: int):
+        super().__init__()
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, L, D)
+        return self.norm(self.blocks(x))
+
+
+def sine_positions(side: int, width: int) -> Tensor:
+    """Fixed sine-cosine embeddings of a side x side grid, half the width for each axis: (side * side, width)."""
+    place = torch.arange(side, dtype=torch.float32)
+    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float32) / (width // 4))
+    angle = place[:, None] * frequency  # (side, width / 4)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, width / 2)
+    rows, columns = axis.repeat_interleave(side, 0), axis.repeat(side, 1)
+    return torch.cat([rows, columns], dim=1)
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Pictures as sequences of flat patches, row by row: (N, 3, H, W) -> (N, L, 3 * patch * patch)."""
+    n, c, h, w = x.shape
+    x = x.reshape(n, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c * patch * patch)
+
+
+class ViT(nn.Module):
+    """A vision transformer without a class token: features are the mean of its tokens.
+
+    Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; positions as in MAE, appendix A.1.
+    """
+
+    def __init__(self, *, size: int, patch: Count = 4, width: Count = 192, depth: Count = 6, heads: Count = 3):
+        super().__init__()
+        if size % patch or width % heads or width % 4:
+            raise ValueError(
+                f"a ViT needs `patch` {patch} to divide the pictures' size {size}, "
+                f"and `heads` {heads} and 4 to divide `width` {width}"
+            )
+        self.patch, self.dim, self.length = patch, width, (size // patch) ** 2
+        self.embed = nn.Linear(3 * patch * patch, width)
+        self.register_buffer("positions", sine_positions(size // patch, width), persistent=False)
+        self.transformer = Transformer(width, depth, heads)
+
+    def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The tokens of pictures (N, 3, H, W): all L, or those at the places `keep` (N, M), as (N, M, D)."""
+        h = self.embed(patchify(centre(x), self.patch)) + self.positions  # (N, L, D)
+        if keep is not None:
+            h = h.gather(1, keep[:, :, None].expand(-1, -1, self.dim))  # (N, M, D)
+        return self.transformer(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(x).mean(1)  # (N, D)
+
+
+class Projection(nn.Module):
+    """One linear map of the pixels, which PCA fills: pictures are first reduced to side x side."""
+
+    def __init__(self, *, side: Count = 16, width: Count = 128):
+        super().__init__()
+        self.side, self.dim = side, width
+        self.linear = nn.Linear(3 * side * side, width)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 3 * side * side)"""
+        return F.adaptive_avg_pool2d(centre(x), self.side).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.pixels(x))  # (N, D)

@@ -1,0 +1,1 @@
+"""The picture itself must be made again."""

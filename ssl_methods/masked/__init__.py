@@ -1,0 +1,1 @@
+"""What is hidden must be told from what is seen."""

@@ -1,0 +1,1 @@
+"""One module per modality: the columns it reads, how its towers are embedded, and its views."""

@@ -1,0 +1,226 @@
+"""Images: the column `image`, uint8 (N, 3, H, W), and the views (augmentations) of it.
+
+A view takes a batch of floats (N, 3, H, W) in [0, 1] and returns the same. It acts on the whole batch where the batch
+lies, and every picture draws its own parameters from torch's global generator. Nothing waits for the device.
+
+Each view is in two halves: a pure function of explicit parameters, one per picture and of shape (N,) (`resample`,
+`adjust_*`, `gaussian_blur`), which equals torchvision's operation of that name; and the function that draws them.
+Elementwise arithmetic and `grid_sample` stay in float32 under autocast; a matrix product or a convolution would not.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+columns = ("image",)
+
+TRIES = 10  # torchvision's RandomResizedCrop too gives up after ten boxes that do not fit
+SMALLEST_CROP = 0.04  # of the area, a fifth of each side: below it a 32 x 32 picture is a few blurred pixels
+
+
+def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What evaluation reads: the features (N, D) of each tower, here only one."""
+    return {"image": encoder(unit(batch["image"]))}
+
+
+def unit(x: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [0, 1]; floats pass through."""
+    return x if x.is_floating_point() else x.float().div_(255)
+
+
+# ---- Views: they draw, per picture
+
+
+def simclr_view(x: Tensor, strength: float = 1.0) -> Tensor:
+    """SimCLR's view of a small picture (Appendix A; colour distortion 0.5 and no blur, as for CIFAR-10 in B.9).
+
+    `strength` scales every probability and amplitude: 0 is the picture itself, 1 the paper's, up to 2 is sensible. What
+    would leave its range stays at the end of it.
+    """
+    x = _crop_and_flip(x, 0.08, strength)
+    amount = 0.4 * strength
+    x = jitter(x, amount, amount, amount, hue=amount / 4, p=min(0.8 * strength, 1))
+    return grey(x, p=min(0.2 * strength, 1))
+
+
+def light_view(x: Tensor, strength: float = 1.0) -> Tensor:
+    """Crop and flip only, as supervised learning and MAE (section 4) use them. `strength` as in `simclr_view`."""
+    return _crop_and_flip(x, 0.2, strength)
+
+
+def _crop_and_flip(x: Tensor, smallest: float, strength: float) -> Tensor:
+    if strength == 0:
+        return x  # bit for bit, which resampling is not at every size
+    return crop(
+        x,
+        scale=(max(1 - (1 - smallest) * strength, SMALLEST_CROP), 1),
+        ratio=((3 / 4) ** strength, (4 / 3) ** strength),
+        flip=min(0.5 * strength, 0.5),  # flipping more than half of them would be less random, not more
+    )
+
+
+def crop(
+    x: Tensor, scale: tuple[float, float] = (0.08, 1), ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0
+) -> Tensor:
+    """A box of random area (`scale`, of the whole) and aspect ratio, mirrored with probability `flip`, at full size.
+
+    The boxes are those of torchvision's RandomResizedCrop: whole pixels, and one that does not fit is drawn again.
+    Departs: all tries are drawn at once, and `ratio` is relative to the picture's own, so that 1 never distorts.
+    """
+    mirrored = torch.rand(len(x), device=x.device) < flip
+    return resample(x, *draw_boxes(x, scale, ratio), mirrored)
+
+
+def draw_boxes(x: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[Tensor, ...]:
+    """Top, left, height and width in pixels of a random box in each picture, each (N,) of whole floats."""
+    n, _, full_height, full_width = x.shape
+    u, v = torch.rand(2, TRIES + 1, n, device=x.device)
+    area = u * (scale[1] - scale[0]) + scale[0]
+    root = (v * math.log(ratio[1] / ratio[0]) + math.log(ratio[0])).div_(2).exp_()  # of the aspect ratio
+    height = (area.sqrt() / root * full_height).round_().clamp_(min=1)
+    width = (area.sqrt() * root * full_width).round_().clamp_(min=1)
+    height[-1], width[-1] = full_height, full_width  # the last resort always fits
+
+    fits = (height <= full_height) & (width <= full_width)
+    first = fits.int().argmax(0, keepdim=True)  # (1, N)
+    height, width = height.gather(0, first)[0], width.gather(0, first)[0]
+    u, v = torch.rand(2, n, device=x.device)
+    return (u * (full_height - height + 1)).floor_(), (v * (full_width - width + 1)).floor_(), height, width
+
+
+def flip(x: Tensor, p: float = 0.5) -> Tensor:
+    """Left becomes right with probability `p`. Beside a crop, let the crop do it: one resampling does both."""
+    return _sometimes(x, x.flip(3), p)
+
+
+def jitter(x: Tensor, brightness: float, contrast: float, saturation: float, hue: float, p: float = 1) -> Tensor:
+    """With probability `p`, factors from [1 - amount, 1 + amount] (not below 0), and a hue shift from [-hue, hue].
+
+    Departs: torchvision draws the order; here it is brightness, contrast, saturation, hue.
+    """
+    y = adjust_brightness(x, _uniform(x, max(1 - brightness, 0), 1 + brightness))
+    y = adjust_contrast(y, _uniform(x, max(1 - contrast, 0), 1 + contrast))
+    y = adjust_saturation(y, _uniform(x, max(1 - saturation, 0), 1 + saturation))
+    y = adjust_hue(y, _uniform(x, -hue, hue))
+    return _sometimes(x, y, p)
+
+
+def grey(x: Tensor, p: float) -> Tensor:
+    """Loses its colour with probability `p`."""
+    return _sometimes(x, luma(x), p)
+
+
+def blur(x: Tensor, p: float, sigma: tuple[float, float] = (0.1, 2.0)) -> Tensor:
+    """With probability `p`, a Gaussian of random width `sigma` (pixels), over a tenth of the side as in SimCLR."""
+    taps = max(3, min(x.shape[2:]) // 10 | 1)  # odd
+    return _sometimes(x, gaussian_blur(x, _uniform(x, *sigma), taps), p)
+
+
+def solarize(x: Tensor, p: float) -> Tensor:
+    """With probability `p`, what is brighter than a half is inverted (BYOL, Appendix B)."""
+    return _sometimes(x, torch.minimum(x, 1 - x), p)
+
+
+def _uniform(x: Tensor, low: float, high: float) -> Tensor:
+    """One number from [low, high] for each picture, (N,)."""
+    return torch.rand(len(x), device=x.device) * (high - low) + low
+
+
+def _sometimes(x: Tensor, changed: Tensor, p: float) -> Tensor:
+    """`changed` with probability `p`, drawn per picture, and otherwise `x`."""
+    chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < p
+    return torch.lerp(x, changed, chosen.to(x.dtype))  # exact at 0 and 1, and on the CPU twice as fast as `where`
+
+
+# ---- The same at given parameters, (N,) each
+
+
+def resample(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, mirrored: Tensor) -> Tensor:
+    """The boxes (in pixels), mirrored where so marked, enlarged to the whole picture: bilinear, no antialiasing.
+
+    As in torchvision's `resized_crop`, nothing outside a box is looked at.
+    """
+    rows, cols = _centres(top, height, x.shape[2]), _centres(left, width, x.shape[3])  # (N, H), (N, W)
+    cols = torch.where(mirrored[:, None], cols.flip(1), cols)
+    grid = torch.stack(torch.broadcast_tensors(cols[:, None, :], rows[:, :, None]), dim=-1)  # (N, H, W, 2)
+    # Weights that sum to one up to rounding can leave white a little above 1
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False).clamp_(max=1)
+
+
+def _centres(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Where along an axis `size` samples of [start, start + length) lie, (N, size), in grid_sample's [-1, 1]."""
+    start, length = start[:, None], length[:, None]
+    pixel = (torch.arange(size, device=start.device) + 0.5) / size * length - 0.5
+    pixel = torch.minimum(pixel.clamp_(min=0), length - 1) + start
+    return (pixel + 0.5) * (2 / size) - 1
+
+
+def rotate90(x: Tensor, k: Tensor) -> Tensor:
+    """Square pictures turned anticlockwise by `k` quarters, k int64 (N,) in 0..3."""
+    turned = torch.stack([x.rot90(quarters, (2, 3)) for quarters in range(4)])  # (4, N, 3, H, H)
+    return turned[k, torch.arange(len(x), device=x.device)]
+
+
+def luma(x: Tensor) -> Tensor:
+    """The grey picture (N, 1, H, W): ITU-R 601 weights, rounded as in torchvision and PIL."""
+    r, g, b = x.split(1, dim=1)
+    return (r * 0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114)
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """0 is black, 1 the picture."""
+    return (x * factor[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """0 is the picture's mean grey everywhere, 1 the picture."""
+    return _blend(x, luma(x.mean((2, 3), keepdim=True)), factor)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """0 is the grey picture, 1 the picture."""
+    return _blend(x, luma(x), factor)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    factor = factor[:, None, None, None]
+    return (x * factor).add_(other * (1 - factor)).clamp_(0, 1)
+
+
+def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """The hue of HSV turned by `shift` in [-0.5, 0.5] of the circle; its value and saturation stay.
+
+    Hue runs round a hexagon. In sixths, red at 0, a pixel lies as far from red as chroma - r + g + b (each above the
+    smallest of the three), on green's side where g > b. Turned to h in [-6, 6], a colour is as strong as its distance
+    from its own corner says: red's is 3 - ||h| - 3|, green's is two sixths on, blue's two back.
+    """
+    r, g, b = x.unbind(1)  # (N, H, W)
+    largest, smallest = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    chroma = largest - smallest
+    h = torch.copysign((chroma - smallest).sub_(r).add_(g).add_(b), g - b)
+    h.div_(chroma.clamp(min=1e-8)).add_(6 * shift[:, None, None])  # grey has no hue: 0 / 1e-8, and no chroma to show it
+    red = h.abs().sub_(3).abs_().sub_(1)
+    green = 2 - (h + 1).abs_().sub_(3).abs_()
+    blue = 2 - (h - 1).abs_().sub_(3).abs_()
+    share = torch.stack((red, green, blue), dim=1).clamp_(0, 1)  # of the chroma, (N, 3, H, W)
+    return share.mul_(chroma[:, None]).add_(smallest[:, None])
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
+    """Separable blur of width `sigma` in pixels with an odd number of `taps`; the border is reflected."""
+    height, width = x.shape[2:]
+    offset = torch.arange(taps, device=x.device)[:, None] - taps // 2
+    weights = torch.softmax(-0.5 * (offset / sigma) ** 2, dim=0)[..., None, None, None]  # (taps, N, 1, 1, 1)
+    x = F.pad(x, [taps // 2] * 4, mode="reflect")
+    x = _weighted_sum(weights, [x[:, :, :, i : i + width] for i in range(taps)])
+    x = _weighted_sum(weights, [x[:, :, i : i + height] for i in range(taps)])
+    return x.clamp_(max=1)
+
+
+def _weighted_sum(weights: Tensor, terms: list[Tensor]) -> Tensor:
+    total = weights[0] * terms[0]
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        total.addcmul_(weight, term)
+    return total

@@ -1,0 +1,69 @@
+"""What several methods are made of: heads, teachers, queues, and what spans the batch."""
+
+import copy
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, norm_last: bool = False) -> nn.Sequential:
+    """A projector or predictor: linear layers with batch-norm and ReLU between them, (N, inputs) -> (N, outputs)."""
+    widths = [inputs, *[hidden] * (layers - 1), outputs]
+    modules: list[nn.Module] = []
+    for i in range(layers):
+        modules.append(nn.Linear(widths[i], widths[i + 1], bias=False))
+        if i < layers - 1:
+            modules += [nn.BatchNorm1d(widths[i + 1]), nn.ReLU(inplace=True)]
+    if norm_last:
+        modules.append(nn.BatchNorm1d(outputs, affine=False))
+    return nn.Sequential(*modules)
+
+
+def teacher_of(student: nn.Module) -> nn.Module:
+    """A copy that no gradient moves; `follow` does."""
+    return copy.deepcopy(student).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, for every parameter.
+
+    Batch-norm statistics are not averaged: a teacher gathers its own in its own passes.
+    """
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes, (N, D) -> (all N, D), with gradients; on one process, `x` itself.
+
+    Whatever spans the batch (negatives, queues, statistics) goes through here.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return x
+    return torch.cat(torch.distributed.nn.all_gather(x))
+
+
+def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Computes a loss in float32, whatever precision the networks before it run in."""
+
+    @functools.wraps(loss)
+    def exact(*arguments, **settings):
+        floats = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+        device = floats[0].device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            return loss(*floats, **settings)
+
+    return exact
+
+
+def spread(z: Tensor) -> Tensor:
+    """The mean deviation of normalised features, times sqrt(D): 1 when they fill the sphere, 0 when they collapse.
+
+    Chen and He 2021, section 4.1.
+    """
+    z = F.normalize(z.detach().float(), dim=1)  # (N, D)
+    return z.std(0).mean() * z.shape[1] ** 0.5

@@ -1,0 +1,1 @@
+"""Invented tasks whose labels come for free."""

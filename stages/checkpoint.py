@@ -1,0 +1,60 @@
+"""An interrupted pretraining goes on where it was, and ends with the same bytes.
+
+A checkpoint lies in a folder whose name holds a hash of everything that the run depends on, so a changed setting can
+never resume a stale run. The folder is removed when the run ends.
+"""
+
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .files import replacing
+from .settings import InputError
+
+SCRATCH = Path(".scratch")
+
+
+@contextmanager
+def scratch(name: str, key: str) -> Iterator[Path]:
+    """The folder of one run's checkpoint, locked while it is used, and removed when the block ends well."""
+    folder = SCRATCH / f"{name}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{name} is being run by another process; wait for it, or stop it") from None
+        yield folder
+        shutil.rmtree(folder)
+
+
+def save(folder: Path, **state: Any) -> None:
+    """Writes a checkpoint, with the state of torch's random numbers. It replaces the one before at once."""
+    state["random"] = torch.get_rng_state()
+    state["random_cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    with replacing(folder / "checkpoint.pt") as partial:
+        torch.save(state, partial)
+
+
+def restore(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The last checkpoint, with torch's random numbers set as they were; None where there is none.
+
+    One that cannot be read is said so and passed over: the run starts anew.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # whatever a damaged file makes of itself
+        print(f"warning: {path} cannot be read ({type(error).__name__}); starting anew", file=sys.stderr)
+        return None
+    torch.set_rng_state(state["random"].cpu())
+    torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+    return state

@@ -1,0 +1,79 @@
+"""A split is a folder of aligned .npy columns; a batch is the same rows of each."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .settings import InputError
+
+LARGE = 2**32  # bytes; a larger column stays on disk, and only its batches are read
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What `prepare` wrote about a data set. Raises InputError where there is none."""
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no prepared data; run `dvc repro prepare` first") from None
+
+
+def facts_of(data: dict[str, Any]) -> dict[str, Any]:
+    """What encoders and methods may ask of the data, from its manifest."""
+    return {"size": data["size"], "classes": len(data["classes"]), "rows": data["splits"]["train"]["rows"]}
+
+
+class Columns:
+    """The named columns of data/<modality>/<split>, on the device as they are stored (pictures in uint8).
+
+    Only the columns that are named are opened, so a method that names no label cannot see one.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str], device: torch.device):
+        self.device = device
+        self.columns = {name: self._open(folder / f"{name}.npy") for name in names}
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(
+                f"the columns of {folder} differ in length: {lengths}; delete the folder and run `dvc repro`"
+            )
+        self.length = next(iter(lengths.values()), 0)
+
+    def _open(self, path: Path) -> Tensor | np.ndarray:
+        try:
+            column = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            have = ", ".join(sorted(p.stem for p in path.parent.glob("*.npy"))) or "none"
+            raise InputError(f"{path.parent} has no column {path.stem!r} (it has: {have})") from None
+        return column if column.nbytes > LARGE else torch.from_numpy(np.array(column)).to(self.device)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """The rows at `index` (N,), a CPU tensor, of every column, and `index` itself."""
+        batch = {"index": index.to(self.device)}
+        for name, column in self.columns.items():
+            if isinstance(column, Tensor):
+                batch[name] = column[batch["index"]]
+            else:
+                batch[name] = torch.from_numpy(column[index.numpy()]).to(self.device)
+        return batch
+
+    def batch(self, step: int, size: int, seed: int) -> dict[str, Tensor]:
+        """The batch of one training step: every epoch has a new order, drawn from the seed alone; its ragged end is dropped.
+
+        A step's batch depends on nothing that came before it, so an interrupted run goes on with the same data.
+        """
+        epoch, place = divmod(step, len(self) // size)
+        return self.rows(self._order(epoch, seed)[place * size : (place + 1) * size])
+
+    def _order(self, epoch: int, seed: int) -> Tensor:
+        if getattr(self, "_ordered", None) != (epoch, seed):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            self._ordered, self._permutation = (epoch, seed), torch.randperm(len(self), generator=generator)
+        return self._permutation

@@ -1,0 +1,91 @@
+"""Which device and precision a run uses, and how it says so."""
+
+import functools
+import hashlib
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .settings import InputError
+
+
+def choose(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: unknown device {name!r}; expected auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device: {name} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; "
+            "set `device: auto` in the training profile"
+        )
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies matrices in it, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products (AVX-512 BF16 or AMX); elsewhere they are emulated, slowly."""
+    flags = cpu_facts().get("flags", "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@functools.cache
+def cpu_facts() -> dict[str, str]:
+    """The first processor's block of /proc/cpuinfo; empty where there is no such file."""
+    try:
+        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, as in `cpu: AMD EPYC, 2 threads`."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"cpu: {cpu_facts().get('model name') or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process has held: on the GPU where it ran there, else in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def provenance(
+    planned: dict[str, Any], data: dict[str, Any], device: torch.device, precision: torch.dtype
+) -> dict[str, Any]:
+    """Where a number comes from: hashes of the settings, the code and the data; the device, the precision, the versions."""
+    settings = {key: value for key, value in planned.items() if key != "code"}
+    return {
+        "config": key_of(settings),
+        "code": planned["code"],
+        "data": data["hash"][:12],
+        "device": describe(device),
+        "precision": str(precision).removeprefix("torch."),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def key_of(content: Any) -> str:
+    """Twelve hex digits that stand for anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

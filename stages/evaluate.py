@@ -1,0 +1,215 @@
+"""Freezes one pretrained encoder and measures its features.   python -m stages.evaluate image simclr --seed 0
+
+data/<modality> and models/<modality>/<entry>/<seed>/{encoder.safetensors, status.json}
+    -> metrics/<modality>/<entry>/<seed>/{scores.json, evaluate.json}
+
+No method is known here: there are an architecture, weights and arrays. Every choice (the probe's strength, k) is made
+on validation data; then train and validation together predict test, which is read once.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ssl_methods import build_encoder, load_modality
+
+from . import devices, plan
+from .columns import Columns, facts_of, manifest
+from .files import write_json
+from .measures import Labelled, knn, linear, standard_error
+from .measures.rank import effective_rank
+from .measures.spread import spread
+from .progress import Progress
+from .settings import Evaluation, InputError, command
+
+SPLITS = ("train", "validation", "test")
+# The keys of scores.json and of evaluate.json that hold a measure, each with what stands for "not measured".
+SCORES = {"linear": None, "knn": None, "effective_rank": None, "spread": None, "features": None}
+DETAILS = {"linear_error": None, "knn_error": None, "linear_validation": None, "knn_validation": None, "choices": None}
+CURVE = {"probe": []}  # a list of points, which `dvc plots` draws
+
+
+def evaluate(
+    models: Path, folder: Path, modality: str, encoder: Mapping[str, Any], protocol: Evaluation
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What scores.json and evaluate.json say of the weights in `models` on the data in `folder`.
+
+    `encoder` is the encoder's block of plan.json. The status is ok, diverged (in pretraining, or features that are not
+    finite), collapsed (see `measure`) or unlabelled; what was not measured is null.
+    Raises InputError for missing files, for weights that do not fit, and for a split without a labelled row.
+    """
+    data = manifest(folder)
+    if how_it_ended(models)["status"] == "diverged":
+        measured = {"status": "diverged"}
+    else:
+        network = load(models / "encoder.safetensors", encoder, facts_of(data))
+        embedded = {split: first_tower(network, modality, folder, split, protocol) for split in SPLITS}
+        features = {split: pair[0] for split, pair in embedded.items()}
+        labels = {split: pair[1] for split, pair in embedded.items()}
+        measured = measure(features, labels, protocol, len(data["classes"]))
+    scores, details = (
+        {key: measured.get(key, none) for key, none in kind.items()} for kind in (SCORES, DETAILS | CURVE)
+    )
+    rows = {split: described["rows"] for split, described in data["splits"].items()}
+    status = {"status": measured["status"]}
+    return status | scores, status | details | {"data": {"classes": data["classes"], "rows": rows}}
+
+
+def validation_score(encoder: nn.Module, modality: str, folder: Path, protocol: Evaluation) -> float | None:
+    """What a sweep maximises: the linear probe's accuracy on validation, trained on train, in percent.
+
+    Test stays closed. None where the features are not finite. Raises InputError for data without labels.
+    """
+    data = manifest(folder)
+    if not data["classes"]:
+        raise InputError(f"a sweep is scored by labels, and {data['data']} has none; empty benchmark.{modality}.sweeps")
+    train, validation = (first_tower(encoder, modality, folder, split, protocol) for split in ("train", "validation"))
+    if not (train[0].isfinite().all() and validation[0].isfinite().all()):
+        return None
+    train, validation = labelled("train", *train), labelled("validation", *validation)
+    return max(linear.choose(train, validation, strengths=protocol.strengths, classes=len(data["classes"])).values())
+
+
+def how_it_ended(models: Path) -> dict[str, Any]:
+    """How the pretraining ended."""
+    try:
+        return json.loads((models / "status.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{models} holds no pretrained encoder; run `dvc repro`, which trains it first") from None
+
+
+def load(weights: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
+    """The encoder with its pretrained weights. Raises InputError for any that is missing, unexpected or mis-shaped."""
+    network = build_encoder(settings, facts)
+    try:
+        found = load_file(weights)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise InputError(f"{weights} cannot be read ({error}); delete its folder and run `dvc repro`") from None
+    expected = network.state_dict()
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is unexpected" for name in found if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise InputError(f"{weights} is of another encoder: {faults[0]}{more}; run `dvc repro`, which trains it anew")
+    network.load_state_dict(found)
+    return network
+
+
+def first_tower(
+    encoder: nn.Module, modality: str, folder: Path, split: str, protocol: Evaluation
+) -> tuple[Tensor, Tensor | None]:
+    """The features (N, D) and labels of a split, from the modality's first tower, which stands for all."""
+    device = devices.choose("auto")
+    towers, labels = embed(encoder, modality, folder, split, device=device, batch_size=protocol.batch_size)
+    return next(iter(towers.values())), labels
+
+
+def embed(
+    encoder: nn.Module, modality: str, folder: Path, split: str, *, device: torch.device, batch_size: int
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The features of a split as it is, un-augmented: {tower: (N, D) float32}, and labels (N,), or None if it has none.
+
+    The encoder is left on the device, in evaluation mode.
+    """
+    look, has_labels = load_modality(modality), (folder / split / "label.npy").exists()
+    columns = Columns(folder / split, [*look.columns, "label"] if has_labels else look.columns, device)
+    encoder.to(device).eval()
+    features, labels, bar = [], [], Progress(f"embed {split}", len(columns), "rows")
+    for index in torch.arange(len(columns)).split(batch_size):
+        batch = columns.rows(index)
+        labels.append(batch.pop("label", None))
+        with torch.inference_mode():
+            features.append(look.embed(encoder, batch))
+        bar.advance(len(index))
+    bar.close()
+    towers = {tower: torch.cat([part[tower] for part in features]).float() for tower in features[0]}
+    return towers, torch.cat(labels) if has_labels else None
+
+
+def measure(
+    features: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], protocol: Evaluation, classes: int
+) -> dict[str, Any]:
+    """All that is measured on {split: (N, D)} and {split: (N,)}, and a status. Accuracies are in percent.
+
+    Features are collapsed where, on train, their spread or their effective rank lies below the protocol's threshold.
+    """
+    if not all(split.isfinite().all() for split in features.values()):
+        return {"status": "diverged"}
+    width, rank, spreading = features["train"].shape[1], effective_rank(features["train"]), spread(features["train"])
+    collapsed = spreading < protocol.collapsed_spread or rank < protocol.collapsed_rank
+    health = {
+        "status": "collapsed" if collapsed else "ok" if classes else "unlabelled",
+        "effective_rank": rank,
+        "spread": spreading,
+        "features": width,
+    }
+    if not classes:
+        return health
+
+    splits = [labelled(split, features[split], labels[split]) for split in SPLITS]
+    probe = linear.probe(*splits, strengths=protocol.strengths, classes=classes)
+    voted = knn.classify(*splits, ks=protocol.neighbours, temperature=protocol.temperature, classes=classes)
+    tested = len(splits[-1][1])
+    return health | {
+        "linear": probe.test,
+        "knn": voted.test,
+        "linear_error": standard_error(probe.test, tested),
+        "knn_error": standard_error(voted.test, tested),
+        "linear_validation": probe.validation,
+        "knn_validation": voted.validation,
+        "choices": {"strength": probe.strength, "k": voted.k, "temperature": protocol.temperature},
+        "probe": [{"strength": strength, "validation": score} for strength, score in probe.curve.items()],
+    }
+
+
+def labelled(split: str, features: Tensor, labels: Tensor | None) -> Labelled:
+    """The rows that have a label (-1 stands for none). Raises InputError where there are none."""
+    known = None if labels is None else labels >= 0
+    if known is None or not known.any():
+        raise InputError(f"the {split} split has no labelled row, which the probe needs; label some, or none at all")
+    return features[known], labels[known]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modality")
+    parser.add_argument("entry")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+
+    planned = plan.lookup("evaluate", given.modality, given.entry)
+    folder, place = Path("data", given.modality), Path(given.modality, given.entry, str(given.seed))
+    provenance = devices.provenance(planned, manifest(folder), devices.choose("auto"), torch.float32)
+    key = devices.key_of([str(place), planned, provenance])
+
+    from . import tracking  # here, so that what only watches is no part of what a result depends on
+
+    with tracking.start(
+        "evaluate", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags={}, key=key
+    ) as run:
+        began = time.monotonic()
+        protocol = Evaluation(**planned["protocol"])
+        scores, details = evaluate("models" / place, folder, given.modality, planned["encoder"], protocol)
+        details |= {"seconds": round(time.monotonic() - began, 2), "provenance": provenance}
+        write_json("metrics" / place / "scores.json", scores)
+        write_json("metrics" / place / "evaluate.json", details)
+        run.finish(**scores)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, float))
+    print(f"{given.entry} {given.seed}: {scores['status']}{shown and ': '}{shown}; {details['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    command(main)

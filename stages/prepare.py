@@ -1,0 +1,135 @@
+"""Stage `prepare`: one modality's data set, as a folder of aligned .npy columns and a manifest.
+
+    python -m stages.prepare <modality>
+
+reads what to do from plan.json and writes data/<modality>/.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import datasets, files
+from .datasets import Columns, Dataset
+from .plan import lookup
+from .settings import InputError, command
+
+SPLITS = ("train", "validation", "test")
+LISTED = 20  # of the skipped files, in the manifest
+
+
+def prepare(data: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Loads the data set `data`, checks it, and writes it as `folder`, whole or not at all. Returns the manifest.
+
+    Raises InputError where the data set cannot be loaded, or is not what stages can rely on (see `check`).
+    """
+    dataset = datasets.load(data, **settings)
+    check(data, dataset)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for split in SPLITS:
+        (partial / split).mkdir(parents=True)
+        for name, column in dataset.splits[split].items():
+            np.save(partial / split / f"{name}.npy", column)
+    manifest = describe(data, settings, dataset)
+    files.write_json(partial / "manifest.json", manifest)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return manifest
+
+
+def check(name: str, dataset: Dataset) -> None:
+    """Raises InputError unless all that later stages take for granted holds."""
+    if set(dataset.splits) != set(SPLITS):
+        raise InputError(f"data set {name}: its splits must be {', '.join(SPLITS)}, not {', '.join(dataset.splits)}")
+    for split, columns in dataset.splits.items():
+        check_columns(f"data set {name}, {split}", columns, dataset)
+    if dataset.classes:
+        present = set(dataset.splits["train"]["label"].tolist())
+        absent = [title for number, title in enumerate(dataset.classes) if number not in present]
+        if absent:
+            raise InputError(
+                f"data set {name}: train has no row of class {', '.join(absent)}; add some, or drop the class"
+            )
+
+
+def check_columns(where: str, columns: Columns, dataset: Dataset) -> None:
+    """The columns of one split."""
+    if columns.keys() != dataset.splits["train"].keys():
+        raise InputError(
+            f"{where}: its columns are {', '.join(columns)}, unlike those of train; every split needs the same"
+        )
+    rows = {column: len(array) for column, array in columns.items()}
+    if len(set(rows.values())) != 1 or 0 in rows.values():
+        raise InputError(f"{where}: its columns must have equally many rows, and at least one, but they have {rows}")
+    image = columns.get("image")
+    if image is not None and (image.dtype != np.uint8 or image.ndim != 4 or image.shape[1] != 3):
+        raise InputError(f"{where}: images must be (N, 3, H, W) uint8, not {image.shape} {image.dtype}")
+    if ("label" in columns) != bool(dataset.classes):
+        raise InputError(f"{where}: a column `label` and a list of classes go together, but only one of them is there")
+    label = columns.get("label")
+    if label is not None and (label.dtype != np.int64 or label.min() < -1 or label.max() >= len(dataset.classes)):
+        raise InputError(f"{where}: labels must be int64 from -1 (none) to {len(dataset.classes) - 1}")
+
+
+def describe(data: str, settings: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """The manifest: all that a stage, a report or a reader may ask of the data without opening a column."""
+    manifest = {
+        "data": data,
+        "settings": settings,
+        "classes": dataset.classes,
+        "sources": dataset.sources,
+        "splits": {split: describe_split(dataset.splits[split], len(dataset.classes)) for split in SPLITS},
+        "skipped": dataset.skipped[:LISTED],
+        "skipped_count": len(dataset.skipped),
+        "hash": content_hash(dataset.splits),
+    }
+    if "image" in dataset.splits["train"]:
+        manifest["size"] = dataset.splits["train"]["image"].shape[-1]
+    if dataset.show is not None:
+        manifest["show"] = dataset.show
+    return manifest
+
+
+def describe_split(columns: Columns, classes: int) -> dict[str, Any]:
+    """Rows, columns, and rows per class where there are classes."""
+    described = {
+        "rows": len(next(iter(columns.values()))),
+        "columns": {
+            name: {"dtype": str(column.dtype), "shape": list(column.shape)} for name, column in columns.items()
+        },
+    }
+    if classes:
+        labels = columns["label"]
+        described["per_class"] = np.bincount(labels[labels >= 0], minlength=classes).tolist()
+    return described
+
+
+def content_hash(splits: dict[str, Columns]) -> str:
+    """SHA-256 over every column: its split, name, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for split, columns in sorted(splits.items()):
+        for name, column in sorted(columns.items()):
+            digest.update(f"{split}/{name} {column.dtype.str} {column.shape}\n".encode())
+            digest.update(np.ascontiguousarray(column).data)
+    return digest.hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Prepares the data set of one modality as plan.json says.")
+    parser.add_argument("modality")
+    modality = parser.parse_args().modality
+    block = lookup("prepare", modality)
+    manifest = prepare(block["data"], block["settings"], Path("data", modality))
+    rows = ", ".join(f"{split} {described['rows']:,}" for split, described in manifest["splits"].items())
+    skipped = f"{manifest['skipped_count']} files skipped"
+    print(f"{modality}: {block['data']}, {len(manifest['classes'])} classes; {rows}; {skipped}")
+
+
+if __name__ == "__main__":
+    command(main)

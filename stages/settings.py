@@ -1,0 +1,225 @@
+"""params.yaml, read and checked whole before any work starts.
+
+A mistake ends in one line that names the key, says what was expected and how to mend it (`InputError`).
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import yaml
+from annotated_types import Gt, Interval
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+import ssl_methods
+from ssl_methods import Count, Fraction, NonNegative, Positive, unknown
+
+PARAMS = Path("params.yaml")
+
+
+class InputError(Exception):
+    """A mistake of the user's. Its text is one line: what is wrong, what was expected, how to mend it."""
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a stage's `main`; an `InputError` becomes one line on stderr and exit code 1."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+class Block(BaseModel):
+    """A block of params.yaml: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Training(Block):
+    """The budget and the optimiser of one pretraining. The same for all methods, except for what `override` names."""
+
+    encoder: str
+    epochs: Annotated[float, Interval(ge=0)]
+    batch_size: Annotated[int, Interval(ge=2)]
+    optimizer: Literal["adamw", "sgd", "lars"]
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+    warmup: Fraction = 0.1  # the share of all steps in which the learning rate rises
+    clip: Positive | None = None  # the gradient's largest norm
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    device: str = "auto"
+    override: dict[str, dict[str, Any]] = Field(default_factory=dict)  # {entry: {key: value}}, where one must differ
+
+
+class Evaluation(Block):
+    """The protocol of evaluation. Choices among the lists are made on validation data."""
+
+    strengths: list[Positive]  # of the linear probe's L2 penalty
+    neighbours: list[Count]  # of k-NN
+    temperature: Positive = 0.07  # of k-NN's weights
+    batch_size: Count = 512
+    collapsed_spread: NonNegative = 0.01  # below it, features are called collapsed
+    collapsed_rank: NonNegative = 1.5
+
+
+class Range(Block):
+    """One axis of a sweep: an interval, or a list of choices."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: list[float | int | str] | None = None
+
+
+class Sweep(Block):
+    """A hyper-parameter search over one entry of the table."""
+
+    trials: Count
+    epochs: Annotated[float, Gt(0)]  # the budget of one trial: every trial sees as many samples
+    seed: int = 0
+    space: dict[str, Range]
+    storage: str | None = None  # any Optuna URL; by default a journal file
+
+
+class Modality(Block):
+    """What one modality's table is made of: names of a data set, of a training profile, and of entries."""
+
+    data: str
+    training: str
+    methods: list[str]
+    sweeps: list[str] = Field(default_factory=list)
+
+
+class Entry(Block):
+    """One row of the table, with everything resolved."""
+
+    modality: str
+    name: str
+    method: str
+    family: str
+    encoder: dict[str, Any]  # {"name": ..., "architecture": ..., and its settings}
+    hyper: dict[str, Any]
+    training: Training
+
+
+class Settings(Block):
+    """The whole of params.yaml."""
+
+    seeds: list[int] = Field(min_length=1)
+    benchmark: dict[str, Modality]
+    datasets: dict[str, dict[str, Any] | None]
+    training: dict[str, Training]
+    encoders: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any] | None]
+    evaluation: Evaluation
+    sweeps: dict[str, Sweep] = Field(default_factory=dict)
+
+    def entry(self, modality: str, name: str) -> Entry:
+        """One row of a modality's table. Raises InputError where a name or a value is wrong."""
+        bench = pick("benchmark", "modality", modality, self.benchmark)
+        block = dict(pick(f"benchmark.{modality}.methods", "entry", name, self.methods) or {})
+        method = block.pop("method", name)
+        families = ssl_methods.families()
+        if method not in families:
+            raise InputError(f"methods.{name}: {unknown('method', method, families)}")
+        profile = pick(f"benchmark.{modality}.training", "training profile", bench.training, self.training)
+        names = f"methods.{name}.encoder" if "encoder" in block else f"training.{bench.training}.encoder"
+        encoder = block.pop("encoder", profile.encoder)
+        settings = dict(pick(names, "encoder", encoder, self.encoders))
+        return Entry(
+            modality=modality,
+            name=name,
+            method=method,
+            family=families[method],
+            encoder={"name": encoder, **architecture(encoder, settings)},
+            hyper=check(ssl_methods.load(method), block, f"methods.{name}"),
+            training=parse(
+                Training,
+                {**profile.model_dump(), "override": {}, "encoder": encoder, **profile.override.get(name, {})},
+                f"training.{bench.training}.override.{name}",
+            ),
+        )
+
+    def entries(self, modality: str) -> list[Entry]:
+        """All rows of a modality's table, in the order of params.yaml."""
+        return [self.entry(modality, name) for name in self.benchmark[modality].methods]
+
+
+def read(path: Path = PARAMS) -> Settings:
+    """params.yaml as checked settings. Raises InputError for a missing file, for what is not YAML, and for wrong values."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} not found; run from the repository's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{path} is not YAML{place}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} must hold `key: value` blocks, but it holds {type(content).__name__}")
+    settings = parse(Settings, content, "")
+    for profile, training in settings.training.items():
+        for name in training.override:
+            pick(f"training.{profile}.override", "entry", name, settings.methods)
+    return settings
+
+
+def check(factory: Callable, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given keyword settings, checked against the signature of what takes them, and filled up with its defaults."""
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
+    parameters = inspect.signature(factory).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    for key in given:
+        if key not in defaults:
+            raise InputError(f"{where}.{key}: {unknown('setting', key, defaults)}")
+    values = {**defaults, **given}
+    return {key: parse(hints.get(key, Any), value, f"{where}.{key}") for key, value in values.items()}
+
+
+def architecture(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's block, checked against the signature of its architecture."""
+    where = f"encoders.{name}"
+    if "architecture" not in settings:
+        raise InputError(f"{where}: names no `architecture`; add one, as in `architecture: ResNet`")
+    kind = settings.pop("architecture")
+    try:
+        factory = ssl_methods.load_architecture(kind)
+    except ValueError as error:
+        raise InputError(f"{where}.architecture: {error}") from None
+    return {"architecture": kind, **check(factory, settings, where)}
+
+
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` as a `kind`. Raises InputError for the first thing wrong with it, naming its full key."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(filter(None, [where, *(str(part) for part in first["loc"])]))
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{key}: {unknown('key', str(first['loc'][-1]), fields(kind, first['loc']))}") from None
+        if first["type"] == "missing":
+            raise InputError(f"{key}: missing; add it to params.yaml") from None
+        raise InputError(f"{key}: {decapitalise(first['msg'])}, but it is {first['input']!r}") from None
+
+
+def fields(kind: Any, location: tuple[str | int, ...]) -> Iterable[str]:
+    """The keys that the block around `location` takes."""
+    for part in location[:-1]:
+        # Of a block, the type of that key; of a dictionary or a list, the type of its values.
+        kind = kind.model_fields[part].annotation if hasattr(kind, "model_fields") else get_args(kind)[-1]
+    return kind.model_fields
+
+
+def decapitalise(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def pick(where: str, kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    """known[name], or an InputError that names the nearest known name."""
+    if name not in known:
+        raise InputError(f"{where}: {unknown(kind, name, known)}")
+    return known[name]

@@ -1,0 +1,223 @@
+"""The measures, against closed forms, hand-computed cases and scikit-learn."""
+
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from stages.measures import accuracy, best, joined, knn, linear, standard_error
+from stages.measures.rank import effective_rank
+from stages.measures.spread import spread
+
+STRENGTHS = [1e-4, 1e-2, 1.0]
+
+
+def clusters(rows, *, classes=4, width=8, apart=1.0, noise=1.0, seed=0):
+    """Labelled rows around one centre per class; the centres depend on `classes` and `width` alone."""
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(classes * 1000 + width))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    return apart * centres[labels] + noise * torch.randn(rows, width, generator=generator), labels
+
+
+def splits(**kind):
+    return [clusters(rows, seed=seed, **kind) for seed, rows in enumerate((400, 150, 150))]
+
+
+# ---- Accuracies
+
+
+def test_accuracy_and_its_error_are_in_percent():
+    assert accuracy(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])) == 75
+    assert standard_error(50, 100) == pytest.approx(5)
+    assert standard_error(100, 100) == 0
+
+
+def test_best_is_the_first_of_equals():
+    assert best({1.0: 60.0, 0.1: 62.0, 0.01: 62.0}) == 0.1
+
+
+# ---- k-NN
+
+
+def test_knn_is_perfect_on_separated_clusters_and_at_chance_on_noise():
+    kind = {"ks": [1, 5, 20], "temperature": 0.07, "classes": 4}
+    apart = knn.scores(clusters(300, apart=5, noise=0.1), clusters(100, apart=5, noise=0.1, seed=1), **kind)
+    noise = knn.scores(clusters(1000, apart=0), clusters(1000, apart=0, seed=1), **kind)
+    assert apart == {1: 100, 5: 100, 20: 100}
+    assert all(abs(score - 25) < 4 * standard_error(25, 1000) for score in noise.values())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "k", "expected"),
+    [
+        (1.0, 1, 0),  # the nearest alone
+        (1.0, 2, 0),  # e^1 = 2.72 for class 0, e^0.8 = 2.23 for class 1
+        (1.0, 3, 1),  # 2.72, and 2 * 2.23 = 4.45
+        (0.1, 3, 0),  # e^10 = 22026, and 2 * e^8 = 5962
+        (1.0, 99, 1),  # more than the bank: all three vote
+        (1e-4, 99, 0),  # e^10000 is no number, but its votes still count
+    ],
+)
+def test_votes_are_weighted_by_similarity_and_temperature(temperature, k, expected):
+    bank = torch.tensor([[0.8, 0.6], [5.0, 0.0], [0.8, -0.6]]), torch.tensor([1, 0, 1])  # cosines 0.8, 1, 0.8
+    assert knn.predict(bank, torch.tensor([[2.0, 0.0]]), ks=[k], temperature=temperature, classes=2)[k] == expected
+
+
+def test_one_search_and_any_block_give_the_same_predictions():
+    bank, (queries, _) = clusters(300), clusters(70, seed=1)
+    kind = {"temperature": 0.07, "classes": 4}
+    together = knn.predict(bank, queries, ks=[3, 40, 10], block=16, **kind)
+    for k, predicted in together.items():
+        assert predicted.equal(knn.predict(bank, queries, ks=[k], **kind)[k])
+    assert not together[3].equal(together[40])
+
+
+def test_k_is_chosen_on_validation_and_the_bank_then_holds_both():
+    train, validation, test = splits(apart=0.5)
+    kind = {"temperature": 0.07, "classes": 4}
+    voted = knn.classify(train, validation, test, ks=[1, 10, 50], **kind)
+    curve = knn.scores(train, validation, ks=[1, 10, 50], **kind)
+    assert len(set(curve.values())) > 1
+    assert voted.validation == curve[voted.k] == max(curve.values())
+    assert voted.test == knn.scores(joined(train, validation), test, ks=[voted.k], **kind)[voted.k]
+    scrambled = knn.classify(train, validation, (test[0], test[1].roll(1)), ks=[1, 10, 50], **kind)
+    assert (scrambled.k, scrambled.validation) == (voted.k, voted.validation)
+    assert scrambled.test != voted.test
+
+
+# ---- The linear probe
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_the_probe_equals_scikit_learn(strength):
+    (x, y), (x_test, _) = clusters(600, apart=0.5, width=12), clusters(300, apart=0.5, width=12, seed=1)
+    x, x_test = x * 7 + 3, x_test * 7 + 3
+    scaler = StandardScaler().fit(x.numpy())
+    reference = LogisticRegression(C=1 / (len(x) * strength), tol=1e-8, max_iter=1000)
+    reference.fit(scaler.transform(x.numpy().astype("float64")), y.numpy())
+    ((found, classifier),) = linear.fit((x, y), strengths=[strength], classes=4)
+    assert found == strength
+    torch.testing.assert_close(classifier.weight.double(), torch.from_numpy(reference.coef_), atol=1e-3, rtol=0)
+    torch.testing.assert_close(classifier.bias.double(), torch.from_numpy(reference.intercept_), atol=1e-3, rtol=0)
+    assert classifier.predict(x_test).tolist() == reference.predict(scaler.transform(x_test.numpy())).tolist()
+
+
+def test_the_path_goes_from_strong_to_weak_and_ends_where_a_fresh_start_ends():
+    data = clusters(300, apart=0.5)
+    path = dict(linear.fit(data, strengths=[1e-4, 1.0, 1e-2], classes=4))
+    assert list(path) == [1.0, 1e-2, 1e-4]
+    for strength, classifier in path.items():
+        ((_, fresh),) = linear.fit(data, strengths=[strength], classes=4)
+        torch.testing.assert_close(classifier.weight, fresh.weight, atol=1e-3, rtol=0)
+
+
+class Sealed:
+    """A test split that must not be looked at before the choice is made."""
+
+    def __init__(self, data):
+        self.data, self.chosen = data, False
+
+    def __getitem__(self, part):
+        assert self.chosen, "test was read before the strength was chosen"
+        return self.data[part]
+
+    def choose(self, curve):
+        self.chosen = True
+        return best(curve)
+
+
+def test_the_strength_is_chosen_before_test_is_opened(monkeypatch):
+    train, validation, test = splits(apart=0.15, width=100)
+    sealed = Sealed(test)
+    monkeypatch.setattr(linear, "best", sealed.choose)
+    probe = linear.probe(train, validation, sealed, strengths=STRENGTHS, classes=4)
+    scrambled = linear.probe(train, validation, (test[0], test[1].roll(1)), strengths=STRENGTHS, classes=4)
+    assert (scrambled.strength, scrambled.curve) == (probe.strength, probe.curve)
+    assert scrambled.test < probe.test
+
+
+def test_a_probe_reports_its_curve_and_a_test_score_after_training_on_both():
+    train, validation, test = splits(apart=0.15, width=100)
+    probe = linear.probe(train, validation, test, strengths=STRENGTHS, classes=4)
+    assert list(probe.curve) == [1.0, 1e-2, 1e-4]
+    assert len(set(probe.curve.values())) > 1
+    assert probe.validation == probe.curve[probe.strength] == max(probe.curve.values())
+    ((_, both),) = linear.fit(joined(train, validation), strengths=[probe.strength], classes=4)
+    assert probe.correct == (both.predict(test[0]) == test[1]).sum()
+    assert probe.test == pytest.approx(100 * probe.correct / 150)
+
+
+def test_constant_columns_change_nothing():
+    plain = splits()
+    constant = torch.tensor([0.0, 0.1, -1e8])
+    padded = [(torch.cat([x, constant.expand(len(x), 3)], 1), y) for x, y in plain]
+    expected = linear.probe(*plain, strengths=STRENGTHS, classes=4)
+    assert linear.probe(*padded, strengths=STRENGTHS, classes=4) == expected
+    ((_, classifier),) = linear.fit(padded[0], strengths=[1e-4], classes=4)
+    assert classifier.weight[:, 8:].abs().max() < 1e-6
+
+
+def test_a_column_that_varies_by_rounding_alone_tells_nothing():
+    plain = splits(apart=0)
+    hinted = [(torch.cat([x, torch.full((len(x), 1), 100) + y[:, None] * 1e-5], 1), y) for x, y in plain]
+    assert len(hinted[0][0][:, -1].unique()) > 1
+    expected = linear.probe(*plain, strengths=STRENGTHS, classes=4)
+    assert linear.probe(*hinted, strengths=STRENGTHS, classes=4) == expected
+
+
+def test_the_scale_and_place_of_a_column_change_nothing():
+    plain = splits()
+    moved = [(x * torch.logspace(-4, 4, 8) + torch.linspace(-9, 9, 8), y) for x, y in plain]
+    expected = linear.probe(*plain, strengths=STRENGTHS, classes=4)
+    assert linear.probe(*moved, strengths=STRENGTHS, classes=4).curve == pytest.approx(expected.curve, abs=1)
+
+
+def test_separable_data_has_finite_weights_and_no_mistakes():
+    train, validation, test = splits(apart=20, noise=0.01)
+    probe = linear.probe(train, validation, test, strengths=[1e-8], classes=4)
+    ((_, classifier),) = linear.fit(train, strengths=[1e-8], classes=4)
+    assert probe.test == 100
+    assert classifier.weight.isfinite().all()
+    assert classifier.weight.abs().max() < 100
+
+
+def test_a_class_without_rows_is_never_predicted():
+    data = clusters(200)
+    ((_, classifier),) = linear.fit(data, strengths=[1e-2], classes=6)
+    assert classifier.bias.isfinite().all()
+    assert classifier.predict(data[0]).max() < 4
+
+
+# ---- Health
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (torch.eye(8).repeat(10, 1), 8),
+        (torch.outer(torch.arange(1.0, 50), torch.arange(1.0, 9)), 1),
+        (torch.diag(torch.tensor([2.0, 1.0, 1.0])), 2**1.5),  # p = 1/2, 1/4, 1/4
+        (5 * torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0]))[:3], 2**1.5),  # wider than long, and scaled
+        (torch.zeros(20, 8), 1),
+    ],
+)
+def test_the_effective_rank_has_closed_forms(features, expected):
+    assert effective_rank(features) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (torch.cat([torch.eye(8), -torch.eye(8)]), 1),
+        (torch.full((10, 8), 3.0), 0),
+        (torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]]), 0.5),  # one channel of four deviates, by 1
+        (torch.eye(4), math.sqrt(3) / 2),  # a deviation of sqrt(1/4 * 3/4) in each
+        (torch.zeros(10, 8), 0),
+    ],
+)
+def test_the_spread_has_closed_forms(features, expected):
+    assert spread(features) == pytest.approx(expected, abs=1e-6)
+    assert spread(100 * features) == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,248 @@
+"""One contract for every entry of params.yaml, and for each method what it must learn."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+import ssl_methods
+from ssl_methods import Method, build_encoder, families
+from ssl_methods.modalities import image
+from stages import settings
+from stages.columns import Columns
+from stages.optimizers import optimizer_of
+from stages.pretrain import build_method, descend, fit
+from stages.settings import Entry, Training
+
+ROOT = Path(__file__).parent.parent
+ENTRIES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["benchmark"]["image"]["methods"]
+FACTS = {"size": 16, "classes": 3, "rows": 256}
+SMALL = {
+    "ResNet": {"architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1},
+    "ViT": {"architecture": "ViT", "patch": 4, "width": 32, "depth": 2, "heads": 2},
+    "Projection": {"architecture": "Projection", "side": 4, "width": 8},
+}
+TRAINING = Training(encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, warmup=0.1)
+
+
+def small(entry: Entry, **hyper) -> Entry:
+    """The entry with a small encoder of its architecture."""
+    encoder = {"name": "small", **SMALL[entry.encoder["architecture"]]}
+    return entry.model_copy(update={"encoder": encoder, "hyper": {**entry.hyper, **hyper}, "training": TRAINING})
+
+
+@pytest.fixture(params=ENTRIES)
+def entry(request: pytest.FixtureRequest, params: settings.Settings) -> Entry:
+    return small(params.entry("image", request.param))
+
+
+@pytest.fixture
+def trained_entry(entry: Entry) -> Entry:
+    if ssl_methods.load(entry.method).passes == 0:
+        pytest.skip("it takes no steps")
+    return entry
+
+
+def batches(pictures: Tensor, count: int, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
+    for step in range(count):
+        index = torch.arange(step * 8, step * 8 + 8)
+        yield {"image": pictures[index].to(device), "label": (index % 3).to(device), "index": index.to(device)}
+
+
+def whole_step(method: Method, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> Tensor:
+    loss, _ = method(batch)
+    descend(optimizer, loss, 1e-3, clip=1.0)
+    method.after_step()
+    return loss.detach()
+
+
+def test_every_method_file_has_an_entry_and_every_entry_a_file(params):
+    assert {params.entry("image", name).method for name in ENTRIES} == set(families())
+
+
+def test_its_loss_is_a_finite_scalar_and_so_is_what_it_plots(trained_entry, pictures):
+    method = build_method(trained_entry, FACTS, seed=0).train()
+    loss, extras = method(next(batches(pictures, 1)))
+    for value in (loss, *extras.values()):
+        assert value.shape == ()
+        assert value.isfinite()
+    assert not any(value.requires_grad for value in extras.values())
+
+
+def test_gradient_reaches_all_of_the_encoder(trained_entry, pictures):
+    method = build_method(trained_entry, FACTS, seed=0).train()
+    loss, _ = method(next(batches(pictures, 1)))
+    if not loss.requires_grad:
+        pytest.skip("it has no gradient")
+    loss.backward()
+    still = [name for name, p in method.encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_what_no_gradient_trains_moves_in_after_step_alone(trained_entry, pictures):
+    method = build_method(trained_entry, FACTS, seed=0).train()
+    optimizer = optimizer_of(method, TRAINING)
+    frozen = {name: p for name, p in method.named_parameters() if not p.requires_grad}
+    first = {name: p.clone() for name, p in frozen.items()}
+    loss, _ = method(next(batches(pictures, 1)))
+    descend(optimizer, loss, 1e-2, clip=None)
+    assert all(torch.equal(p, first[name]) for name, p in frozen.items())
+    method.progress = 1.0 if method.passes else 0.5
+    method.after_step()
+    assert all(not torch.equal(p, first[name]) for name, p in frozen.items() if p.ndim > 1)
+
+
+def test_two_runs_from_one_seed_agree_and_from_two_do_not(trained_entry, pictures):
+    def weights(seed: int) -> Tensor:
+        method = build_method(trained_entry, FACTS, seed).train()
+        optimizer = optimizer_of(method, TRAINING)
+        for step, batch in enumerate(batches(pictures, 3)):
+            whole_step(method, optimizer, batch)
+            method.progress = (step + 1) / 3
+        return torch.cat([p.detach().flatten() for p in method.parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_its_encoder_embeds_pictures(entry, pictures):
+    method = build_method(entry, FACTS, seed=0).eval()
+    (features,) = ssl_methods.load_modality("image").embed(method.encoder, {"image": pictures[:8]}).values()
+    assert features.shape == (8, method.encoder.dim)
+
+
+def test_its_encoder_is_the_one_it_was_given(entry):
+    """So evaluation, which builds the architecture anew, can load its weights."""
+    method = build_method(entry, FACTS, seed=0)
+    assert method.encoder.state_dict().keys() == build_encoder(entry.encoder, FACTS).state_dict().keys()
+
+
+def test_a_whole_step_runs_where_there_is_no_data_to_look_at(trained_entry, pictures):
+    """On the meta device a hidden host sync or a stray CPU tensor raises: what passes here never makes a GPU wait."""
+    method = build_method(trained_entry, FACTS, seed=0).to("meta").train()
+    optimizer = optimizer_of(method, TRAINING)
+    for batch in batches(pictures, 2, device="meta"):
+        method.progress = 0.5
+        loss = whole_step(method, optimizer, batch)
+    assert loss.device.type == "meta"
+
+
+def pretrained(
+    pictures: Tensor, params: settings.Settings, name: str, tmp_path: Path, steps: int, **hyper
+) -> tuple[Method, list]:
+    """The method after `steps` steps of the real loop on the small pictures, and its curve."""
+    np.save(tmp_path / "image.npy", pictures.numpy())
+    np.save(tmp_path / "label.npy", (pictures[:, 0].float().mean((1, 2)) > 140).long().numpy())
+    method = build_method(small(params.entry("image", name), **hyper), FACTS, seed=0).train()
+    columns = Columns(tmp_path, method.columns, torch.device("cpu"))
+    trained = fit(method, columns, TRAINING, steps=steps, seed=0, label=name)
+    assert trained.status == "ok"
+    return trained.method, trained.curve
+
+
+def matched(method: Method, pictures: Tensor) -> float:
+    """How many pictures find their own other view nearest, among 64 and in the encoder's features."""
+    torch.manual_seed(1)
+    x = image.unit(pictures[:64]).repeat(8, 1, 1, 1)
+    with torch.no_grad():
+        a, b = (F.normalize(method.encoder(image.simclr_view(x, 0.5)), dim=1).view(8, 64, -1) for _ in range(2))
+    return ((a @ b.mT).argmax(2) == torch.arange(64)).float().mean().item()
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "byol", "simsiam"])
+def test_siblings_learn_to_tell_pictures_apart_under_views(name, params, pictures, tmp_path):
+    hyper = {"moco": {"queue": 128, "momentum": 0.9}, "byol": {"tau": 0.9}}.get(name, {})
+    untrained = build_method(small(params.entry("image", "untrained")), FACTS, seed=0).eval()
+    method, _ = pretrained(pictures, params, name, tmp_path, 60, strength=0.5, **hyper)
+    assert matched(method, pictures) > 1.5 * matched(untrained, pictures)
+
+
+def test_simclr_bounds_the_information_between_views(params, pictures, tmp_path):
+    _, curve = pretrained(pictures, params, "simclr", tmp_path, 60)
+    for point in curve:
+        assert point["information"] == pytest.approx(math.log(2 * 32 - 1) - point["loss"], abs=1e-4)
+    assert curve[-1]["information"] > curve[0]["information"] > -1
+
+
+def test_rotation_learns_which_way_is_up(params, pictures, tmp_path):
+    _, curve = pretrained(pictures, params, "rotation", tmp_path, 60)
+    assert curve[-1]["accuracy"] > 0.9
+
+
+def test_supervised_learns_the_labels(params, pictures, tmp_path):
+    _, curve = pretrained(pictures, params, "supervised", tmp_path, 80)
+    assert curve[-1]["accuracy"] > 0.8
+
+
+def test_autoencoder_draws_better_than_the_mean_picture(params, pictures, tmp_path):
+    _, curve = pretrained(pictures, params, "autoencoder", tmp_path, 120)
+    mean_picture = (pictures.float() / 255).var(0, correction=0).mean().item()
+    assert curve[-1]["loss"] < 0.8 * mean_picture
+
+
+def test_mae_paints_hidden_patches_better_than_their_mean(params, pictures, tmp_path):
+    _, curve = pretrained(pictures, params, "mae", tmp_path, 120)
+    assert curve[-1]["loss"] < 0.8  # a patch's own mean leaves its unit variance
+
+
+def test_mae_never_sees_what_it_must_paint(params, pictures):
+    """The tokens of the visible patches do not change when the hidden ones do."""
+    encoder = build_encoder(SMALL["ViT"], FACTS).eval()
+    x, keep = pictures[:2].float() / 255, torch.tensor([[0, 5, 9], [1, 2, 15]])
+    hidden = torch.ones(2, 16).scatter(1, keep, 0.0).view(2, 1, 4, 4)
+    changed = torch.where(F.interpolate(hidden, scale_factor=4) == 1, torch.rand_like(x), x)
+    torch.testing.assert_close(encoder.tokens(x, keep), encoder.tokens(changed, keep))
+
+
+def test_all_tokens_in_any_order_are_the_same_tokens(pictures):
+    encoder, x = build_encoder(SMALL["ViT"], FACTS).eval(), pictures[:2].float() / 255
+    order = torch.stack([torch.randperm(16), torch.randperm(16)])
+    whole = encoder.tokens(x).gather(1, order[:, :, None].expand(-1, -1, 32))
+    torch.testing.assert_close(encoder.tokens(x, order), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_pca_is_scikit_learns(params, pictures, tmp_path):
+    method, _ = pretrained(pictures, params, "pca", tmp_path, 8)
+    pixels = method.encoder.pixels(pictures.float() / 255)
+    ours = method.encoder(pictures.float() / 255).detach()
+    theirs = torch.from_numpy(PCA(8, svd_solver="full").fit_transform(pixels.numpy())).float()
+    torch.testing.assert_close(ours.abs(), theirs.abs(), rtol=1e-3, atol=1e-3)  # an axis may point either way
+
+
+def test_moco_queues_the_newest_keys_first(params, pictures):
+    method = build_method(small(params.entry("image", "moco"), queue=20), FACTS, seed=0).train()
+    old = method.queue.clone()
+    method(next(batches(pictures, 1)))
+    method.after_step()
+    torch.testing.assert_close(method.queue[:8], method.keys)
+    torch.testing.assert_close(method.queue[8:], old[:12])
+
+
+def test_byols_teacher_slows_down_with_progress(params, pictures):
+    method = build_method(small(params.entry("image", "byol"), tau=0.5), FACTS, seed=0)
+    start = next(method.teacher.parameters()).clone()
+    with torch.no_grad():
+        for p in method.online.parameters():
+            p += 1
+    method.progress = 1.0
+    method.after_step()
+    assert torch.equal(next(method.teacher.parameters()), start)
+    method.progress = 0.0
+    method.after_step()
+    torch.testing.assert_close(next(method.teacher.parameters()), start + 0.5)
+
+
+def test_a_method_without_a_labels_column_gets_none(tmp_path, pictures):
+    np.save(tmp_path / "image.npy", pictures.numpy())
+    np.save(tmp_path / "label.npy", np.zeros(len(pictures), np.int64))
+    for name in families():
+        method = ssl_methods.load(name)
+        batch = Columns(tmp_path, method.columns, torch.device("cpu")).rows(torch.arange(2)) if method.columns else {}
+        assert ("label" in batch) == (name == "supervised")

@@ -1,0 +1,180 @@
+"""The pipeline itself, run by DVC at a tiny budget in a temporary copy: what runs, what does not run again, and why."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", ".scratch", "__pycache__", "*.egg-info", "data", "models", "metrics", "downloads", "cache", "tmp",
+    "dvc.lock", "mlflow.db*", "mlartifacts",
+)  # fmt: skip
+
+
+def tiny(params: dict) -> None:
+    """Four entries, two seeds, a few steps: every stage of the pipeline in about a minute."""
+    params["seeds"] = [0, 1]
+    params["benchmark"]["image"]["methods"] = ["untrained", "simclr", "byol", "supervised"]
+    params["datasets"]["emoji"] = {"size": 16}
+    params["training"]["laptop"] |= {"epochs": 0.1, "batch_size": 64}
+    params["encoders"]["small_resnet"] |= {"width": 8, "blocks": [1, 1]}
+    params["evaluation"] |= {"strengths": [1.0e-2, 1.0e-1], "neighbours": [5, 20]}
+    params["sweeps"]["simclr"] |= {"trials": 3, "epochs": 0.05}
+    params["sweeps"]["simclr"]["space"]["batch_size"] = {"choices": [32, 64]}
+
+
+class Project:
+    """A copy of the repository, and its commands."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def change(self, edit: Callable[[dict], None]) -> None:
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        edit(params)
+        path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.folder),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        ended = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        output = ended.stdout + ended.stderr
+        assert (ended.returncode != 0) == fails, output
+        return output
+
+    def stale(self) -> set[str]:
+        """The stages that DVC would run, once the plan is made anew."""
+        self.run("dvc", "repro", "--quiet", "plan")
+        return set(json.loads(self.run("dvc", "status", "--json"))) - {"report"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The whole pipeline, run once from nothing."""
+    folder = tmp_path_factory.mktemp("pipeline") / "copy"
+    shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+    project = Project(folder)
+    project.run("git", "init", "--quiet")
+    project.change(tiny)
+    project.run("dvc", "repro")
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished pipeline, to change."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    return Project(folder)
+
+
+def stages_of(kind: str, entries: list[str], seeds: list[int]) -> set[str]:
+    return {f"{kind}-image@{entry}-{seed}" for entry in entries for seed in seeds}
+
+
+def test_it_ends_with_a_row_for_every_entry(finished):
+    results = (finished.folder / "reports/results.csv").read_text(encoding="utf-8")
+    page = (finished.folder / "reports/index.html").read_text(encoding="utf-8")
+    for entry in ("untrained", "simclr", "byol", "supervised"):
+        assert entry in results
+        assert entry in page
+        scores = json.loads((finished.folder / f"metrics/image/{entry}/1/scores.json").read_text(encoding="utf-8"))
+        assert scores["status"] in ("ok", "collapsed")
+        assert 0 < scores["linear"] < 100
+    trials = (finished.folder / "reports/sweeps/image/simclr/trials.csv").read_text(encoding="utf-8")
+    assert len(trials.splitlines()) == 1 + 3
+
+
+def test_a_second_run_does_nothing(finished):
+    assert "up to date" in finished.run("dvc", "repro")
+
+
+def test_it_is_reproduced_byte_by_byte(finished, project):
+    """Weights that are trained again, without any cache, are the same."""
+    weights = "models/image/byol/1/encoder.safetensors"
+    before = (finished.folder / weights).read_bytes()
+    project.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", "pretrain-image@byol-1")
+    assert (project.folder / weights).read_bytes() == before
+
+
+def test_a_hyper_parameter_reruns_its_method_alone(project):
+    project.change(lambda params: params["methods"].update(byol={"tau": 0.5}))
+    assert project.stale() == stages_of("pretrain", ["byol"], [0, 1])
+
+
+def test_a_seed_runs_that_seed_alone(project):
+    project.change(lambda params: params.update(seeds=[0, 1, 2]))
+    entries = ["untrained", "simclr", "byol", "supervised"]
+    assert project.stale() == stages_of("pretrain", entries, [2]) | stages_of("evaluate", entries, [2])
+
+
+def test_the_protocol_reruns_evaluations_alone(project):
+    project.change(lambda params: params["evaluation"].update(neighbours=[3]))
+    entries = ["untrained", "simclr", "byol", "supervised"]
+    assert project.stale() == stages_of("evaluate", entries, [0, 1]) | {"sweep-image@simclr"}
+
+
+def test_a_comment_in_a_shared_file_reruns_nothing(project):
+    for name in ("ssl_methods/parts.py", "ssl_methods/encoders.py", "stages/pretrain.py", "stages/evaluate.py"):
+        path = project.folder / name
+        path.write_text("# a comment\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert project.stale() == set()
+
+
+def test_a_shared_helper_reruns_the_methods_that_use_it(project):
+    path = project.folder / "ssl_methods/parts.py"
+    text = path.read_text(encoding="utf-8")
+    assert "1 - momentum" in text
+    path.write_text(text.replace("1 - momentum)", "(1 - momentum) * 1.0)"), encoding="utf-8")
+    assert project.stale() == stages_of("pretrain", ["byol"], [0, 1])
+
+
+def test_a_method_is_one_file_and_one_block(project):
+    """And a line in its table. Nothing else is edited, and it gets its row."""
+    source = (project.folder / "ssl_methods/contrastive/simclr.py").read_text(encoding="utf-8")
+    (project.folder / "ssl_methods/contrastive/newcomer.py").write_text(source, encoding="utf-8")
+    project.change(lambda params: params["methods"].update(newcomer={"temperature": 0.3}))
+    project.change(lambda params: params["benchmark"]["image"]["methods"].append("newcomer"))
+    new = stages_of("pretrain", ["newcomer"], [0, 1]) | stages_of("evaluate", ["newcomer"], [0, 1])
+    assert project.stale() == new
+    project.run("dvc", "repro")
+    assert "newcomer" in (project.folder / "reports/index.html").read_text(encoding="utf-8")
+
+
+def test_a_mistake_stops_it_before_any_training(project):
+    project.change(lambda params: params["methods"].update(byol={"taw": 0.5}))
+    output = project.run("dvc", "repro", fails=True)
+    assert "error: methods.byol.taw: unknown setting 'taw'; did you mean 'tau'?" in output
+    assert "Traceback" not in output
+    assert "pretrain-image" not in output
+
+
+def test_mlflow_has_a_run_of_every_kind(finished):
+    import sqlite3
+
+    with sqlite3.connect(finished.folder / "mlflow.db") as store:
+        kinds = dict(store.execute("select value, count(*) from tags where key = 'kind' group by value").fetchall())
+    store.close()
+    assert kinds == {"pretrain": 8, "evaluate": 8, "sweep": 3}
+
+
+def test_what_is_committed_is_true_of_the_code():
+    """dvc.lock, the metrics and the report in git are those of this very code and params.yaml."""
+    if not (ROOT / "dvc.lock").exists():
+        pytest.skip("nothing has been run here yet")
+    command = [str(Path(sys.executable).parent / "dvc"), "repro", "--allow-missing", "--dry"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "Running stage" not in ended.stdout + ended.stderr

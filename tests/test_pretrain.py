@@ -1,0 +1,233 @@
+"""The loop: what it refuses, what it calls a failure, and that an interruption changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages import checkpoint, columns, devices, pretrain, settings
+from stages.columns import Columns
+from stages.files import write_json
+from stages.settings import Entry, InputError, Training
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"name": "small", "architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1}
+TRAINING = Training(encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, device="cpu")
+
+
+def entry_of(name: str, training: Training = TRAINING, **hyper) -> Entry:
+    entry = settings.read().entry("image", name)
+    return entry.model_copy(update={"encoder": SMALL, "training": training, "hyper": {**entry.hyper, **hyper}})
+
+
+@pytest.fixture
+def data(tmp_path: Path, pictures: Tensor) -> Path:
+    """A prepared data folder of the small pictures, in two classes."""
+    folder = tmp_path / "data"
+    (folder / "train").mkdir(parents=True)
+    np.save(folder / "train/image.npy", pictures.numpy())
+    np.save(folder / "train/label.npy", np.arange(len(pictures)) % 2)
+    write_json(
+        folder / "manifest.json",
+        {"data": "small", "classes": ["a", "b"], "size": 16, "hash": "0" * 64, "splits": {"train": {"rows": 256}}},
+    )
+    return folder
+
+
+def weights(trained: pretrain.Trained, folder: Path) -> bytes:
+    pretrain.write(trained, folder)
+    return (folder / "encoder.safetensors").read_bytes()
+
+
+def test_equal_seeds_write_equal_bytes(data, tmp_path):
+    entry = entry_of("simclr")
+    first, again = (weights(pretrain.train(entry, data, seed=0), tmp_path / str(i)) for i in range(2))
+    assert first == again
+    assert first != weights(pretrain.train(entry, data, seed=1), tmp_path / "other")
+
+
+def test_every_picture_is_seen_once_an_epoch_in_an_order_of_the_seed(data):
+    table = Columns(data / "train", ["image"], torch.device("cpu"))
+    epoch = torch.cat([table.batch(step, 32, seed=0)["index"] for step in range(8)])
+    assert epoch.sort().values.tolist() == list(range(256))
+    assert not torch.equal(table.batch(0, 32, seed=0)["index"], table.batch(0, 32, seed=1)["index"])
+    assert not torch.equal(table.batch(0, 32, seed=0)["index"], table.batch(8, 32, seed=0)["index"])
+
+
+def test_a_column_on_disk_gives_the_same_batches(data, monkeypatch):
+    in_memory = Columns(data / "train", ["image", "label"], torch.device("cpu")).batch(3, 32, seed=0)
+    monkeypatch.setattr(columns, "LARGE", 0)
+    on_disk = Columns(data / "train", ["image", "label"], torch.device("cpu")).batch(3, 32, seed=0)
+    assert all(torch.equal(in_memory[name], on_disk[name]) for name in in_memory)
+
+
+@pytest.mark.parametrize("name", ["byol", "moco"])
+def test_an_interrupted_run_ends_with_the_same_bytes(name, data, tmp_path, monkeypatch):
+    """BYOL has a teacher and a schedule, MoCo a teacher and a queue; both must come back as they were."""
+    entry = entry_of(name, TRAINING.model_copy(update={"epochs": 2}), **({"queue": 64} if name == "moco" else {}))
+    straight = pretrain.train(entry, data, seed=0)
+    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
+
+    def stop_at_9(step: int, **numbers: float) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    (tmp_path / "keep").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(entry, data, seed=0, log=stop_at_9, keep=tmp_path / "keep")
+    torch.manual_seed(99)  # another process would not have the random state of this one
+    logged = []
+    resumed = pretrain.train(entry, data, seed=0, log=lambda step, **_: logged.append(step), keep=tmp_path / "keep")
+    assert weights(resumed, tmp_path / "resumed") == weights(straight, tmp_path / "straight")
+    assert [p["loss"] for p in resumed.curve] == [p["loss"] for p in straight.curve]
+    assert logged == list(range(1, 17))  # the tracker hears every point, and passes over those it has
+
+
+def test_a_killed_process_resumes_from_its_checkpoint(data, tmp_path):
+    """The real stage, killed with SIGKILL once a checkpoint is there, then run again."""
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from stages import checkpoint, pretrain\n"
+        "from stages.settings import Entry\n"
+        "pretrain.CHECKPOINT_SECONDS = 0\n"
+        "entry = Entry.model_validate_json(Path(sys.argv[1]).read_text())\n"
+        "with checkpoint.scratch('byol', 'key') as keep:\n"
+        "    trained = pretrain.train(entry, Path(sys.argv[2]), 0, keep=keep)\n"
+        "    pretrain.write(trained, Path(sys.argv[3]))\n",
+        encoding="utf-8",
+    )
+    described = tmp_path / "entry.json"
+    described.write_text(
+        entry_of("byol", TRAINING.model_copy(update={"epochs": 4})).model_dump_json(), encoding="utf-8"
+    )
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, str(script), str(described), str(data), str(tmp_path / out)]
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command("straight"), cwd=tmp_path, env=environment, check=True, capture_output=True)
+    killed = subprocess.Popen(command("resumed"), cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    saved = tmp_path / ".scratch/byol-key/checkpoint.pt"
+    while not saved.exists() and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    ended = subprocess.run(
+        command("resumed"), cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert "resumed at step" in ended.stdout
+    straight, resumed = ((tmp_path / out / "encoder.safetensors").read_bytes() for out in ("straight", "resumed"))
+    assert resumed == straight
+    assert not saved.parent.exists()
+
+
+def test_a_damaged_checkpoint_is_said_so_and_passed_over(data, tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 not whole")
+    trained = pretrain.train(entry_of("simclr"), data, seed=0, keep=tmp_path)
+    assert trained.status == "ok"
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_one_run_is_not_run_twice_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (
+        checkpoint.scratch("simclr", "key"),
+        pytest.raises(InputError, match="another process"),
+        checkpoint.scratch("simclr", "key"),
+    ):
+        pass
+
+
+def test_a_run_that_diverges_is_a_result(data, tmp_path):
+    """No weights are left, and the status says when and why."""
+    entry = entry_of("simclr", TRAINING.model_copy(update={"lr": 1e30, "epochs": 2, "warmup": 0.0}))
+    trained = pretrain.train(entry, data, seed=0)
+    assert trained.status == "diverged"
+    assert 1 <= trained.step <= 16
+    pretrain.write(trained, tmp_path / "out")
+    assert json.loads((tmp_path / "out/status.json").read_text())["cause"].startswith("the loss is")
+    assert not (tmp_path / "out/encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([3.0, float("nan"), 2.0], (9, "the loss is nan")),
+        ([3.0, 2.0, float("inf")], (10, "the loss is inf")),
+        ([1.5] * 20, (10, "the loss has not moved for 20 steps")),
+        ([1.5] * 19, None),
+        ([1.5] * 19 + [1.4], None),
+    ],
+)
+def test_faults_are_found_at_their_step(losses, expected):
+    assert pretrain.fault_in(torch.tensor(losses), 10, moves=True) == expected
+
+
+def test_a_loss_without_a_gradient_may_stand_still():
+    assert pretrain.fault_in(torch.ones(30), 30, moves=False) is None
+
+
+def test_weights_load_into_the_architecture(data, tmp_path):
+    weights(pretrain.train(entry_of("moco"), data, seed=0), tmp_path)
+    network = pretrain.ssl_methods.build_encoder(SMALL, {"size": 16})
+    network.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+
+
+def test_clipping_bounds_the_gradient():
+    layer = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    before = layer.weight.detach().clone()
+    pretrain.descend(optimizer, 1e6 * layer(torch.ones(2, 4)).sum(), rate=1.0, clip=0.1)
+    moved = torch.cat([(layer.weight.detach() - before).flatten(), layer.bias.grad]).norm()
+    assert moved.item() == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("simclr", {"batch_size": 257}, "batch_size 257 of simclr is larger than the data"),
+        ("simclr", {"device": "cuda:7"}, "device: cuda:7 was asked for"),
+        ("simclr", {"device": "gpu"}, "unknown device 'gpu'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(name, change, expected, data):
+    with pytest.raises(InputError, match=expected):
+        pretrain.train(entry_of(name, TRAINING.model_copy(update=change)), data, seed=0)
+
+
+def test_a_method_that_needs_labels_says_so(data):
+    content = json.loads((data / "manifest.json").read_text())
+    write_json(data / "manifest.json", {**content, "classes": []})
+    with pytest.raises(InputError, match="supervised needs labels"):
+        pretrain.train(entry_of("supervised"), data, seed=0)
+
+
+def test_an_encoder_that_does_not_suit_a_method_is_refused(data):
+    with pytest.raises(InputError, match="mae cannot use the encoder 'small'"):
+        pretrain.train(entry_of("mae"), data, seed=0)
+
+
+def test_data_that_was_not_prepared_is_told(tmp_path):
+    with pytest.raises(InputError, match="dvc repro prepare"):
+        pretrain.train(entry_of("simclr"), tmp_path, seed=0)
+
+
+def test_the_device_says_what_it_is():
+    assert devices.describe(torch.device("cpu")).startswith("cpu: ")
+    assert devices.choose_precision("bfloat16", torch.device("cpu")) is torch.bfloat16
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"not": object()})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,229 @@
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from stages import tracking
+
+ROOT = Path(__file__).parent.parent
+TRACK = """
+from stages import tracking
+def track(seed):
+    with tracking.start("pretrain", modality="image", name="x", seed=seed, params={}, tags={}, key=f"k{seed}") as run:
+        run.log(1, loss=0.5)
+"""
+# mlflow is imported once, to save seconds; then three processes begin a run at the same moment.
+RACE = (
+    TRACK
+    + """
+import multiprocessing
+import mlflow.store.tracking.sqlalchemy_store
+fork = multiprocessing.get_context("fork")
+processes = [fork.Process(target=track, args=(seed,)) for seed in range(3)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+"""
+)
+
+
+def start(key="k", kind="pretrain", params=None):
+    tags = {"family": "contrastive", "method": "simclr"}
+    return tracking.start(kind, modality="image", name="simclr", seed=0, params=params or {}, tags=tags, key=key)
+
+
+def connect(folder, experiment="image"):
+    with warnings.catch_warnings(action="ignore"):  # mlflow's own
+        return tracking.connect(f"sqlite:///{folder}/mlflow.db", experiment)
+
+
+def run_python(code, folder, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_LOGGING_LEVEL": "ERROR", **environment}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, check=True).stderr
+
+
+@pytest.fixture(scope="session")
+def created(tmp_path_factory):
+    """A fresh store's folder, and what three processes that each began a run in it at once had to complain of."""
+    folder = tmp_path_factory.mktemp("store")
+    return folder, run_python(RACE, folder, MLFLOW_TRACKING_URI="")
+
+
+@pytest.fixture
+def runs(created, tmp_path, monkeypatch):
+    """A store of the test's own in the current directory; call it for the runs in an experiment, the oldest first."""
+    for file in created[0].glob("mlflow.db*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "_failed", False)
+
+    def read(experiment="image"):
+        client, identifier = connect(tmp_path, experiment)
+        found = client.search_runs([identifier], "tags.key LIKE 'k%'", order_by=["attributes.start_time"])
+        return client, [run for run in found if run.data.tags.get("family") == "contrastive"]
+
+    return read
+
+
+def curve(client, run, metric="loss"):
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
+
+
+def test_three_processes_create_one_store(created):
+    folder, complaints = created
+    assert complaints == ""
+    client, identifier = connect(folder)
+    assert {run.data.tags["key"] for run in client.search_runs([identifier])} == {"k0", "k1", "k2"}
+    assert client.get_experiment(identifier).artifact_location == (folder / "mlartifacts").as_uri()
+
+
+def test_mlflow_finds_the_store_without_being_told(created, monkeypatch):
+    mlflow_utils = pytest.importorskip("mlflow.tracking._tracking_service.utils")
+    monkeypatch.chdir(created[0])
+    assert mlflow_utils._get_default_tracking_uri() == "sqlite:///mlflow.db"
+
+
+def test_a_run_holds_all_that_was_logged(runs):
+    params = {"hyper": {"temperature": 0.5, "views": {"strength": 1.0}}, "family": "contrastive"} | {
+        f"p{i}": i for i in range(150)
+    }
+    with start(params=params) as run:
+        for step in range(1, 1301):
+            run.log(step, loss=1 / step)
+        run.finish("collapsed", linear=61.5, knn=None)
+    client, [stored] = runs()
+    assert curve(client, stored) == [(step, 1 / step) for step in range(1, 1301)]
+    assert stored.data.params["hyper.temperature"] == "0.5"
+    assert stored.data.params["hyper.views.strength"] == "1.0"
+    assert len(stored.data.params) == 153
+    assert stored.data.metrics.keys() == {"loss", "linear"}
+    assert stored.data.metrics["linear"] == 61.5
+    assert stored.info.status == "FINISHED"
+    tags = {key: value for key, value in stored.data.tags.items() if not key.startswith("mlflow.")}
+    assert tags == {
+        "kind": "pretrain",
+        "modality": "image",
+        "entry": "simclr",
+        "seed": "0",
+        "key": "k",
+        "family": "contrastive",
+        "method": "simclr",
+        "status": "collapsed",
+    }
+
+
+def test_points_are_sent_in_batches(runs, monkeypatch):
+    with start() as run:
+        sent = []
+        monkeypatch.setattr(run._client, "log_batch", lambda _, metrics: sent.append(len(metrics)))
+        for step in range(tracking.POINTS):
+            run.log(step, loss=1.0, lr=0.1)
+    assert sent == [tracking.POINTS] * 2
+
+
+def test_a_killed_run_is_continued_without_doubled_points(runs):
+    killed = start(params={"epochs": 9})
+    for step in range(1, 6):
+        killed.log(step, loss=float(step))
+    killed.flush()
+    killed.log(6, loss=6.0)  # lost with the process
+    [running] = runs()[1]
+    assert running.info.status == "RUNNING"
+
+    with start(params={"epochs": 9}) as resumed:
+        for step in range(1, 10):
+            resumed.log(step, loss=float(step), lr=0.1)
+    client, [stored] = runs()
+    assert curve(client, stored) == [(step, float(step)) for step in range(1, 10)]
+    assert curve(client, stored, "lr") == [(step, 0.1) for step in range(1, 10)]
+    assert stored.info.status == "FINISHED"
+    assert stored.data.tags["status"] == "ok"
+
+
+def test_an_exception_marks_the_run_as_failed_and_passes(runs):
+    def fail():
+        with start() as run:
+            run.log(1, loss=1.0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    client, [stored] = runs()
+    assert (stored.info.status, stored.data.tags["status"]) == ("FAILED", "failed")
+    assert curve(client, stored) == [(1, 1.0)]
+    with start():
+        pass
+    assert [run.info.status for run in runs()[1]] == ["FINISHED"]
+
+
+def test_a_finished_run_is_left_alone(runs):
+    for value in (1.0, 2.0):
+        with start() as run:
+            run.log(1, loss=value)
+    client, stored = runs()
+    assert sorted(curve(client, run) for run in stored) == [[(1, 1.0)], [(1, 2.0)]]
+
+
+def test_a_closing_number_does_not_bend_a_curve(runs):
+    with start() as run:
+        run.log(1, loss=3.0)
+        run.log(2, loss=2.0)
+        run.finish(loss=2.0, seconds=1.5)
+    client, [stored] = runs()
+    assert curve(client, stored) == [(1, 3.0), (2, 2.0)]
+    assert stored.data.metrics["seconds"] == 1.5
+
+
+def test_the_trials_of_sweeps_lie_apart(runs):
+    with start(kind="sweep"):
+        pass
+    with start(kind="evaluate"):
+        pass
+    assert [run.data.tags["kind"] for run in runs("image sweep")[1]] == ["sweep"]
+    assert [run.data.tags["kind"] for run in runs("image")[1]] == ["evaluate"]
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/mlflow.db", "nonsense://x"])
+def test_a_tracker_out_of_reach_costs_one_warning(uri, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(tracking, "_failed", False)
+    for key in ("k1", "k2"):
+        with start(key=key) as run:
+            run.log(1, loss=1.0)
+            run.finish(linear=50.0)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: not tracked in MLflow from here on; results are not affected (")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_tracker_that_is_lost_on_the_way_costs_one_warning(runs, monkeypatch, capsys):
+    with start() as run:
+        run.log(1, loss=1.0)
+        monkeypatch.setattr(run._client, "log_batch", lambda *_, **__: 1 / 0)
+        run.flush()
+        run.log(2, loss=1.0)
+        run.finish()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_off_does_not_import_mlflow(tmp_path):
+    code = f"{TRACK}\ntrack(0)\nimport sys; assert 'mlflow' not in sys.modules"
+    assert run_python(code, tmp_path, MLFLOW_TRACKING_URI="off") == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_temporary_folder_of_dvc_uses_the_store_of_its_repository(tmp_path, monkeypatch):
+    folder = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert tracking.root() == tmp_path.resolve()
+    monkeypatch.chdir(tmp_path)
+    assert tracking.root() == tmp_path.resolve()
