@@ -48,7 +48,7 @@ def families() -> dict[str, str]:
 
 
 def load(name: str) -> type[Method]:
-    """The method in ssl_methods/<family>/<name>.py. Raises ValueError for an unknown name, with the nearest known one."""
+    """The method in ssl_methods/<family>/<name>.py. Raises ValueError for a name that is not there."""
     known = families()
     if name not in known:
         raise ValueError(unknown("method", name, known))

@@ -65,7 +65,7 @@ class Columns:
         return batch
 
     def batch(self, step: int, size: int, seed: int) -> dict[str, Tensor]:
-        """The batch of one training step: every epoch has a new order, drawn from the seed alone; its ragged end is dropped.
+        """The batch of one step: every epoch has a new order, drawn from the seed alone; its ragged end is dropped.
 
         A step's batch depends on nothing that came before it, so an interrupted run goes on with the same data.
         """

@@ -52,7 +52,7 @@ def optimizer_of(method: nn.Module, training: Training) -> torch.optim.Optimizer
 
 
 def fusible(parameters: list[Tensor]) -> bool:
-    """Whether one kernel can update all parameters; every device that trains has it, the meta device of tests has not."""
+    """Whether one kernel can update all parameters: on every device that trains, but not on the tests' meta device."""
     return all(p.device.type != "meta" for p in parameters)
 
 

@@ -1,7 +1,8 @@
 """Pretrains one entry of the table with one seed.   python -m stages.pretrain image simclr --seed 0
 
-data/<modality>/train -> models/<modality>/<entry>/<seed>/{encoder.safetensors, status.json}, and what it cost and how it
-went -> metrics/<modality>/<entry>/<seed>/pretrain.json
+data/<modality>/train
+    -> models/<modality>/<entry>/<seed>/{encoder.safetensors, status.json}
+    -> metrics/<modality>/<entry>/<seed>/pretrain.json (what it cost, and how it went)
 """
 
 import argparse
@@ -63,6 +64,7 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
         raise InputError(
             f"{entry.name} needs labels, and {data['data']} has none; take it out of benchmark.{entry.modality}.methods"
         )
+    devices.keep_freed_memory()
     method = build_method(entry, facts_of(data), seed)
     columns = Columns(folder / "train", kind.columns, device)
     method.to(device, memory_format=torch.channels_last).train()
@@ -166,7 +168,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: f
 def fault_in(losses: Tensor, last: int, moves: bool) -> tuple[int, str] | None:
     """The step and cause of the first loss that is not a number, or of a loss that has stopped moving at all.
 
-    `losses` are those of the latest steps, the last of which is step number `last`; `moves`: whether they have a gradient.
+    `losses` are those of the latest steps, up to step number `last`; `moves`: whether they have a gradient.
     """
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
@@ -178,7 +180,7 @@ def fault_in(losses: Tensor, last: int, moves: bool) -> tuple[int, str] | None:
 
 
 def write(trained: Trained, folder: Path) -> None:
-    """Writes the frozen encoder and how its training ended: bytes that depend on the result alone, not on the time it took."""
+    """Writes the frozen encoder and how its training ended, in bytes that do not depend on the time it took."""
     status = {"status": trained.status, "step": trained.step, "cause": trained.cause}
     folder.mkdir(parents=True, exist_ok=True)
     if trained.status == "ok":
@@ -224,7 +226,7 @@ def main() -> None:
     device = devices.choose(entry.training.device)
     precision = devices.choose_precision(entry.training.precision, device)
     provenance = devices.provenance(planned, manifest(folder), device, precision)
-    key = devices.key_of([planned, given.seed, provenance])
+    key = devices.key_of([str(place), planned, provenance])
 
     from . import tracking  # here, so that what only watches is no part of what a result depends on
 

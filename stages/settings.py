@@ -57,8 +57,8 @@ class Training(Block):
 class Evaluation(Block):
     """The protocol of evaluation. Choices among the lists are made on validation data."""
 
-    strengths: list[Positive]  # of the linear probe's L2 penalty
-    neighbours: list[Count]  # of k-NN
+    strengths: list[Positive] = Field(min_length=1)  # of the linear probe's L2 penalty
+    neighbours: list[Count] = Field(min_length=1)  # of k-NN
     temperature: Positive = 0.07  # of k-NN's weights
     batch_size: Count = 512
     collapsed_spread: NonNegative = 0.01  # below it, features are called collapsed
@@ -149,7 +149,7 @@ class Settings(Block):
 
 
 def read(path: Path = PARAMS) -> Settings:
-    """params.yaml as checked settings. Raises InputError for a missing file, for what is not YAML, and for wrong values."""
+    """params.yaml as checked settings. Raises InputError for a missing file, what is not YAML, and wrong values."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -25,7 +25,7 @@ def params() -> settings.Settings:
 
 @pytest.fixture(scope="session")
 def pictures() -> Tensor:
-    """Pictures with something to learn: a coloured disc somewhere on a ground that is bright above, (256, 3, 16, 16) uint8."""
+    """Something to learn: a coloured disc on a ground that is bright above, (256, 3, 16, 16) uint8."""
     generator = torch.Generator().manual_seed(0)
     place = torch.rand(256, 2, 1, 1, generator=generator) * 10 + 3
     colour = torch.rand(256, 3, 1, 1, generator=generator) * 255

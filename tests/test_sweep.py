@@ -171,7 +171,7 @@ def test_two_workers_share_a_study(straight, workers):
 def objective_of_two(entry, log):
     """Waits until two processes have a trial."""
     Path(f"process-{os.getpid()}").touch()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 60
     while len(list(Path().glob("process-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     return objective(entry, log)

@@ -32,7 +32,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def pixels() -> Tensor:
-    """Noise, and what some operation finds special: black, white, grey, pure colours, equal channels (11, 3, 24, 24)."""
+    """Noise, and what is special to an operation: black, white, grey, pure colours, equal channels, (11, 3, 24, 24)."""
     x = torch.rand(11, 3, 24, 24)
     x[0], x[1], x[2] = 0, 1, 0.3
     x[3] = x[3, :1]  # every pixel another grey
@@ -250,20 +250,27 @@ def test_without_strength_a_view_is_the_picture_bit_for_bit(shape):
     assert image.light_view(x, 0).equal(x)
 
 
-def test_at_strength_one_crops_and_colours_are_the_papers(monkeypatch):
-    """SimCLR: Appendix A, and B.9 for the strength of colour; MAE: the recipe of section 4."""
+@pytest.mark.parametrize(
+    ("strength", "simclr_area", "light_area", "aspect", "flip", "amount", "jitter", "grey"),
+    [
+        (0.5, 0.54, 0.6, 3**0.5 / 2, 0.25, 0.2, 0.4, 0.1),
+        (1, 0.08, 0.2, 3 / 4, 0.5, 0.4, 0.8, 0.2),  # SimCLR: Appendix A, and B.9 for colour; MAE: section 4
+        (2, 0.04, 0.04, 9 / 16, 0.5, 0.8, 1, 0.4),
+    ],
+)
+def test_what_strength_scales(monkeypatch, strength, simclr_area, light_area, aspect, flip, amount, jitter, grey):
     calls = []
     for name in ("crop", "jitter", "grey"):
         monkeypatch.setattr(image, name, lambda x, *args, name=name, **kwargs: calls.append((name, args, kwargs)) or x)
     x = torch.rand(1, 3, 8, 8)
-    image.simclr_view(x)
-    image.light_view(x)
-    ratio = (3 / 4, 4 / 3)
+    image.simclr_view(x, strength)
+    image.light_view(x, strength)
+    ratio = (pytest.approx(aspect), pytest.approx(1 / aspect))
     assert calls == [
-        ("crop", (), {"scale": (pytest.approx(0.08), 1), "ratio": ratio, "flip": 0.5}),
-        ("jitter", (0.4, 0.4, 0.4), {"hue": 0.1, "p": 0.8}),
-        ("grey", (), {"p": 0.2}),
-        ("crop", (), {"scale": (pytest.approx(0.2), 1), "ratio": ratio, "flip": 0.5}),
+        ("crop", (), {"scale": (pytest.approx(simclr_area), 1), "ratio": ratio, "flip": flip}),
+        ("jitter", (amount, amount, amount), {"hue": amount / 4, "p": jitter}),
+        ("grey", (), {"p": grey}),
+        ("crop", (), {"scale": (pytest.approx(light_area), 1), "ratio": ratio, "flip": flip}),
     ]
 
 

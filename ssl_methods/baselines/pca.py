@@ -2,7 +2,7 @@
 
 Pearson. On Lines and Planes of Closest Fit to Systems of Points in Space. 1901. https://doi.org/10.1080/14786440109462720
 
-    S = mean of (x - m)(x - m)^T                                           covariance of the pixels, gathered batch by batch
+    S = mean of (x - m)(x - m)^T                                           covariance of the pixels, batch by batch
     W = the eigenvectors of S with the largest eigenvalues,  h = W (x - m)
 """
 

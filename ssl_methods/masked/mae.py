@@ -25,7 +25,7 @@ def normalise(patches: Tensor) -> Tensor:
 
 @in_float32
 def hidden_error(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-    """The mean squared error of the hidden patches alone. predicted, target: (N, L, P); hidden: (N, L), 1 where hidden."""
+    """The mean squared error of the hidden patches. predicted, target: (N, L, P); hidden: (N, L), 1 where hidden."""
     error = (predicted - target).square().mean(-1)  # (N, L)
     return (error * hidden).sum() / hidden.sum()
 

@@ -79,8 +79,8 @@ def draw_boxes(x: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
     u, v = torch.rand(2, TRIES + 1, n, device=x.device)
     area = u * (scale[1] - scale[0]) + scale[0]
     root = (v * math.log(ratio[1] / ratio[0]) + math.log(ratio[0])).div_(2).exp_()  # of the aspect ratio
-    height = (area.sqrt() / root * full_height).round_().clamp_(min=1)
-    width = (area.sqrt() * root * full_width).round_().clamp_(min=1)
+    height = (area.sqrt() / root * full_height).round_()
+    width = (area.sqrt() * root * full_width).round_()
     height[-1], width[-1] = full_height, full_width  # the last resort always fits
 
     fits = (height <= full_height) & (width <= full_width)
@@ -145,8 +145,7 @@ def resample(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
     rows, cols = _centres(top, height, x.shape[2]), _centres(left, width, x.shape[3])  # (N, H), (N, W)
     cols = torch.where(mirrored[:, None], cols.flip(1), cols)
     grid = torch.stack(torch.broadcast_tensors(cols[:, None, :], rows[:, :, None]), dim=-1)  # (N, H, W, 2)
-    # Weights that sum to one up to rounding can leave white a little above 1
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False).clamp_(max=1)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def _centres(start: Tensor, length: Tensor, size: int) -> Tensor:
@@ -216,7 +215,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
     x = F.pad(x, [taps // 2] * 4, mode="reflect")
     x = _weighted_sum(weights, [x[:, :, :, i : i + width] for i in range(taps)])
     x = _weighted_sum(weights, [x[:, :, i : i + height] for i in range(taps)])
-    return x.clamp_(max=1)
+    return x.clamp_(max=1)  # weights sum to one only up to rounding
 
 
 def _weighted_sum(weights: Tensor, terms: list[Tensor]) -> Tensor:

@@ -54,7 +54,7 @@ def fit(data: Labelled, *, strengths: Iterable[float], classes: int) -> Iterator
     features, labels = data
     wide = features.double()
     mean, deviation = wide.mean(0), wide.std(0, correction=0)
-    scale = torch.where(deviation > 0, deviation, 1)
+    scale = torch.where(deviation > CONSTANT * wide.abs().amax(0), deviation, 1)
     x = ((wide - mean) / scale).float()  # (N, D)
     curvature, axes = torch.linalg.eigh(x.T @ x / len(x))  # (D,), (D, D)
     x = x @ axes
