@@ -28,7 +28,7 @@ from .measures import Labelled, knn, linear, standard_error
 from .measures.rank import effective_rank
 from .measures.spread import spread
 from .progress import Progress
-from .settings import Evaluation, InputError, command
+from .settings import Evaluation, InputError, command, read
 
 SPLITS = ("train", "validation", "test")
 # The keys of scores.json and of evaluate.json that hold a measure, each with what stands for "not measured".
@@ -191,14 +191,16 @@ def main() -> None:
     given = parser.parse_args()
 
     planned = plan.lookup("evaluate", given.modality, given.entry)
+    entry = read().entry(given.modality, given.entry)
     folder, place = Path("data", given.modality), Path(given.modality, given.entry, str(given.seed))
     provenance = devices.provenance(planned, manifest(folder), devices.choose("auto"), torch.float32)
     key = devices.key_of([str(place), planned, provenance])
 
     from . import tracking  # here, so that what only watches is no part of what a result depends on
 
+    tags = {"family": entry.family, "method": entry.method}
     with tracking.start(
-        "evaluate", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags={}, key=key
+        "evaluate", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags=tags, key=key
     ) as run:
         began = time.monotonic()
         protocol = Evaluation(**planned["protocol"])

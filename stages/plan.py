@@ -8,11 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ssl_methods
-
 from . import datasets, files
 from .fingerprint import fingerprint
-from .settings import Entry, InputError, Settings, command, pick, read
+from .settings import InputError, Settings, command, pick, read
 
 PLAN = Path("plan.json")
 
@@ -21,25 +19,40 @@ def settings_of(settings: Settings) -> dict[str, Any]:
     """What each stage reads of params.yaml, by stage, modality and entry, resolved and checked."""
     plan: dict[str, Any] = {"prepare": {}, "pretrain": {}, "evaluate": {}, "sweep": {}}
     for modality, bench in settings.benchmark.items():
-        entries = {entry.name: entry for entry in settings.entries(modality)}
-        block = pick(f"benchmark.{modality}.data", "data set's block", bench.data, settings.datasets)
-        plan["prepare"][modality] = {"data": bench.data, "settings": datasets.check(bench.data, block or {})}
-        plan["pretrain"][modality] = {name: pretrain_of(entry) for name, entry in entries.items()}
-        protocol = settings.evaluation.model_dump()
-        plan["evaluate"][modality] = {n: {"encoder": e.encoder, "protocol": protocol} for n, e in entries.items()}
-        plan["sweep"][modality] = {
-            name: {
-                "entry": pretrain_of(settings.entry(modality, name)),
-                "sweep": pick(f"benchmark.{modality}.sweeps", "sweep", name, settings.sweeps).model_dump(),
-                "protocol": protocol,
-            }
-            for name in bench.sweeps
-        }
+        plan["prepare"][modality] = prepare_of(settings, modality)
+        for stage, names in {"pretrain": bench.methods, "evaluate": bench.methods, "sweep": bench.sweeps}.items():
+            plan[stage][modality] = {name: RESOLVE[stage](settings, modality, name) for name in names}
     return plan
 
 
-def pretrain_of(entry: Entry) -> dict[str, Any]:
+def prepare_of(settings: Settings, modality: str) -> dict[str, Any]:
+    data = pick("benchmark", "modality", modality, settings.benchmark).data
+    block = pick(f"benchmark.{modality}.data", "data set's block", data, settings.datasets)
+    return {"data": data, "settings": datasets.check(data, block or {})}
+
+
+def pretrain_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
+    entry = settings.entry(modality, name)
     return entry.model_dump(exclude={"modality": True, "name": True, "training": {"override"}})
+
+
+def evaluate_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
+    return {"encoder": settings.entry(modality, name).encoder, "protocol": settings.evaluation.model_dump()}
+
+
+def sweep_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
+    from .sweep import space_of  # here, because it imports optuna and, in turn, this module
+
+    sweep = pick(f"benchmark.{modality}.sweeps", "sweep", name, settings.sweeps)
+    space_of(settings.entry(modality, name), sweep)
+    return {
+        "entry": pretrain_of(settings, modality, name),
+        "sweep": sweep.model_dump(),
+        "protocol": settings.evaluation.model_dump(),
+    }
+
+
+RESOLVE = {"prepare": prepare_of, "pretrain": pretrain_of, "evaluate": evaluate_of, "sweep": sweep_of}
 
 
 def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -72,15 +85,17 @@ def method(block: dict[str, Any]) -> str:
     return f"ssl_methods.{block['family']}.{block['method']}"
 
 
-def lookup(*keys: str) -> dict[str, Any]:
-    """One block of plan.json. Raises InputError where there is none, or where params.yaml has changed since."""
-    found, wanted = json.loads(PLAN.read_text(encoding="utf-8")) if PLAN.exists() else {}, settings_of(read())
-    for depth, key in enumerate(keys):
-        if key not in wanted:
-            raise InputError(ssl_methods.unknown(("stage", "modality", "entry")[depth], key, wanted))
-        found, wanted = found.get(key, {}), wanted[key]
+def lookup(stage: str, *keys: str) -> dict[str, Any]:
+    """One block of plan.json, by modality and entry. Raises InputError where params.yaml says otherwise by now."""
+    wanted = RESOLVE[stage](read(), *keys)
+    found = json.loads(PLAN.read_text(encoding="utf-8"))[stage] if PLAN.exists() else {}
+    for key in keys:
+        found = found.get(key, {})
     if {k: v for k, v in found.items() if k != "code"} != wanted:
-        raise InputError(f"{PLAN} is older than params.yaml; run `dvc repro plan`, or simply `dvc repro`")
+        raise InputError(
+            f"{PLAN} does not have {stage} {' '.join(keys)} as params.yaml has it: list it under `benchmark`, "
+            "then run `dvc repro plan`, or simply `dvc repro`"
+        )
     return found
 
 

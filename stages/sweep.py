@@ -48,7 +48,7 @@ from .sweep_report import Result, best_of, write
 TRAINING = ("batch_size", "lr", "weight_decay", "warmup", "clip")
 STARTUP = 5  # random draws before TPE follows what it has learned
 POLL = 1.0  # seconds between two looks at the study, while others hold its last trials
-UNSIGNED = timedelta(seconds=30)  # a trial that has no worker's name by then lost its worker as it began
+UNSIGNED = timedelta(minutes=2)  # a trial that has no worker's name by then lost its worker as it began
 SILENT = 2 * 60 * 60.0  # seconds, after which a trial of another machine, which cannot be asked, is given up
 
 Log = Callable[..., None]  # log(step, **numbers)
