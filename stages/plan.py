@@ -10,7 +10,7 @@ from typing import Any
 
 from . import datasets, files
 from .fingerprint import fingerprint
-from .settings import InputError, Settings, command, pick, read
+from .settings import RESOLVED, InputError, Settings, command, pick, read
 
 PLAN = Path("plan.json")
 
@@ -33,7 +33,7 @@ def prepare_of(settings: Settings, modality: str) -> dict[str, Any]:
 
 def pretrain_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
     entry = settings.entry(modality, name)
-    return entry.model_dump(exclude={"modality": True, "name": True, "training": {"override"}})
+    return entry.model_dump(exclude={"modality": True, "name": True, "training": set(RESOLVED)})
 
 
 def evaluate_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:

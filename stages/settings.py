@@ -51,7 +51,13 @@ class Training(Block):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     device: str = "auto"
-    override: dict[str, dict[str, Any]] = Field(default_factory=dict)  # {entry: {key: value}}, where one must differ
+    # What some methods or entries need otherwise, of these keys or of their own: {name: {key: value}}. Where the same
+    # hyper-parameter stands under `methods`, that one counts.
+    override: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    stand_in: dict[str, str] = Field(default_factory=dict)  # {the encoder that an entry names: the one it gets here}
+
+
+RESOLVED = ("override", "stand_in")  # the keys of a profile that are settled in each entry
 
 
 class Evaluation(Block):
@@ -128,18 +134,23 @@ class Settings(Block):
         profile = pick(f"benchmark.{modality}.training", "training profile", bench.training, self.training)
         names = f"methods.{name}.encoder" if "encoder" in block else f"training.{bench.training}.encoder"
         encoder = block.pop("encoder", profile.encoder)
-        settings = dict(pick(names, "encoder", encoder, self.encoders))
+        encoder = profile.stand_in.get(encoder, encoder)
+        own = {**profile.override.get(method, {}), **profile.override.get(name, {})}
+        budget = {key: own.pop(key) for key in list(own) if key in Training.model_fields}
+        factory, where = ssl_methods.load(method), f"training.{bench.training}.override.{name}"
+        check(factory, own, where, also=Training.model_fields)
         return Entry(
             modality=modality,
             name=name,
             method=method,
             family=families[method],
-            encoder={"name": encoder, **architecture(encoder, settings)},
-            hyper=check(ssl_methods.load(method), block, f"methods.{name}"),
+            encoder={
+                "name": encoder,
+                **architecture(encoder, dict(pick(names, "encoder", encoder, self.encoders))),
+            },
+            hyper=check(factory, {**own, **block}, f"methods.{name}"),
             training=parse(
-                Training,
-                {**profile.model_dump(), "override": {}, "encoder": encoder, **profile.override.get(name, {})},
-                f"training.{bench.training}.override.{name}",
+                Training, {**profile.model_dump(exclude=set(RESOLVED)), "encoder": encoder, **budget}, where
             ),
         )
 
@@ -163,18 +174,23 @@ def read(path: Path = PARAMS) -> Settings:
     settings = parse(Settings, content, "")
     for profile, training in settings.training.items():
         for name in training.override:
-            pick(f"training.{profile}.override", "entry", name, settings.methods)
+            pick(
+                f"training.{profile}.override", "method or entry", name, {**ssl_methods.families(), **settings.methods}
+            )
     return settings
 
 
-def check(factory: Callable, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The given keyword settings, checked against the signature of what takes them, and filled up with its defaults."""
+def check(factory: Callable, given: Mapping[str, Any], where: str, also: Iterable[str] = ()) -> dict[str, Any]:
+    """The given keyword settings, checked against the signature of what takes them, and filled up with its defaults.
+
+    `also` are names that could have been meant, and that the message about an unknown one suggests too.
+    """
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     parameters = inspect.signature(factory).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
     for key in given:
         if key not in defaults:
-            raise InputError(f"{where}.{key}: {unknown('setting', key, defaults)}")
+            raise InputError(f"{where}.{key}: {unknown('setting', key, [*defaults, *also])}")
     values = {**defaults, **given}
     return {key: parse(hints.get(key, Any), value, f"{where}.{key}") for key, value in values.items()}
 

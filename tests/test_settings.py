@@ -45,7 +45,7 @@ def test_an_entry_is_its_own_method_unless_it_names_another(tmp_path):
 
 
 def test_what_is_not_given_has_the_papers_default(tmp_path):
-    entry = settings.read(changed(tmp_path, methods__simclr={})).entry("image", "simclr")
+    entry = settings.read(changed(tmp_path, methods__simclr={}, training__laptop__override={})).entry("image", "simclr")
     assert entry.hyper == {"width": 128, "temperature": 0.5, "strength": 1.0}
 
 
@@ -53,6 +53,25 @@ def test_an_override_concerns_one_entry(tmp_path):
     read = settings.read(changed(tmp_path, training__laptop__override={"byol": {"lr": 0.5}}))
     assert read.entry("image", "byol").training.lr == 0.5
     assert read.entry("image", "simclr").training.lr != 0.5
+
+
+def test_an_override_may_hold_hyper_parameters_and_gives_way_to_the_entrys_own(tmp_path):
+    override = {"simclr": {"temperature": 0.9, "strength": 0.3, "lr": 0.5}}
+    path = changed(
+        tmp_path,
+        methods__simclr={"strength": 0.7},
+        methods__simclr_hot={"method": "simclr"},
+        training__laptop__override=override,
+    )
+    simclr, hot = (settings.read(path).entry("image", name) for name in ("simclr", "simclr_hot"))
+    assert (simclr.hyper["temperature"], simclr.hyper["strength"], simclr.training.lr) == (0.9, 0.7, 0.5)
+    assert (hot.hyper["temperature"], hot.hyper["strength"], hot.training.lr) == (0.9, 0.3, 0.5)
+
+
+def test_a_profile_may_have_its_own_encoder_for_a_name(tmp_path):
+    read = settings.read(changed(tmp_path, training__laptop__stand_in={"vit": "vit_small"}))
+    assert read.entry("image", "mae").encoder["name"] == "vit_small"
+    assert read.entry("image", "simclr").encoder["name"] == "small_resnet"
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
