@@ -46,6 +46,7 @@ def evaluate(
     finite), collapsed (see `measure`) or unlabelled; what was not measured is null.
     Raises InputError for missing files, for weights that do not fit, and for a split without a labelled row.
     """
+    devices.keep_freed_memory()
     data = manifest(folder)
     if how_it_ended(models)["status"] == "diverged":
         measured = {"status": "diverged"}
@@ -112,7 +113,7 @@ def first_tower(
     encoder: nn.Module, modality: str, folder: Path, split: str, protocol: Evaluation
 ) -> tuple[Tensor, Tensor | None]:
     """The features (N, D) and labels of a split, from the modality's first tower, which stands for all."""
-    device = devices.choose("auto")
+    device = devices.choose(protocol.device)
     towers, labels = embed(encoder, modality, folder, split, device=device, batch_size=protocol.batch_size)
     return next(iter(towers.values())), labels
 
@@ -191,9 +192,9 @@ def main() -> None:
     given = parser.parse_args()
 
     planned = plan.lookup("evaluate", given.modality, given.entry)
-    entry = read().entry(given.modality, given.entry)
+    entry, protocol = read().entry(given.modality, given.entry), Evaluation(**planned["protocol"])
     folder, place = Path("data", given.modality), Path(given.modality, given.entry, str(given.seed))
-    provenance = devices.provenance(planned, manifest(folder), devices.choose("auto"), torch.float32)
+    provenance = devices.provenance(planned, manifest(folder), devices.choose(protocol.device), torch.float32)
     key = devices.key_of([str(place), planned, provenance])
 
     from . import tracking  # here, so that what only watches is no part of what a result depends on
@@ -203,7 +204,6 @@ def main() -> None:
         "evaluate", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags=tags, key=key
     ) as run:
         began = time.monotonic()
-        protocol = Evaluation(**planned["protocol"])
         scores, details = evaluate("models" / place, folder, given.modality, planned["encoder"], protocol)
         details |= {"seconds": round(time.monotonic() - began, 2), "provenance": provenance}
         write_json("metrics" / place / "scores.json", scores)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import datasets, files
+from . import datasets, devices, files
 from .fingerprint import fingerprint
 from .settings import RESOLVED, InputError, Settings, command, pick, read
 
@@ -100,8 +100,12 @@ def lookup(stage: str, *keys: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    root = Path(__file__).parent.parent
-    files.write_json(PLAN, fingerprinted(settings_of(read()), root))
+    settings, root = read(), Path(__file__).parent.parent
+    plan = settings_of(settings)
+    profiles = [settings.training[bench.training] for bench in settings.benchmark.values()]
+    for block in (*profiles, settings.evaluation):
+        devices.choose(block.device)
+    files.write_json(PLAN, fingerprinted(plan, root))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
     method = build_method(entry, facts_of(data), seed)
     columns = Columns(folder / "train", kind.columns, device)
     method.to(device, memory_format=torch.channels_last).train()
-    steps = max(1, round(epochs * rows / batch_size)) if epochs else 0
+    if not epochs:
+        return Trained(method.eval())
+    steps = max(1, round(epochs * rows / batch_size))
     return fit(
         method, columns, entry.training, steps=steps, seed=seed, label=f"{entry.name} {seed}", log=log, keep=keep
     )

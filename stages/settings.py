@@ -67,6 +67,7 @@ class Evaluation(Block):
     neighbours: list[Count] = Field(min_length=1)  # of k-NN
     temperature: Positive = 0.07  # of k-NN's weights
     batch_size: Count = 512
+    device: str = "auto"
     collapsed_spread: NonNegative = 0.01  # below it, features are called collapsed
     collapsed_rank: NonNegative = 1.5
 
@@ -132,13 +133,17 @@ class Settings(Block):
         if method not in families:
             raise InputError(f"methods.{name}: {unknown('method', method, families)}")
         profile = pick(f"benchmark.{modality}.training", "training profile", bench.training, self.training)
-        names = f"methods.{name}.encoder" if "encoder" in block else f"training.{bench.training}.encoder"
-        encoder = block.pop("encoder", profile.encoder)
-        encoder = profile.stand_in.get(encoder, encoder)
         own = {**profile.override.get(method, {}), **profile.override.get(name, {})}
         budget = {key: own.pop(key) for key in list(own) if key in Training.model_fields}
         factory, where = ssl_methods.load(method), f"training.{bench.training}.override.{name}"
         check(factory, own, where, also=Training.model_fields)
+        if "encoder" in block:
+            names, encoder = f"methods.{name}", block.pop("encoder")
+        elif "encoder" in budget:
+            names, encoder = where, budget["encoder"]
+        else:
+            names, encoder = f"training.{bench.training}", profile.encoder
+        encoder = profile.stand_in.get(encoder, encoder)
         return Entry(
             modality=modality,
             name=name,
@@ -146,17 +151,13 @@ class Settings(Block):
             family=families[method],
             encoder={
                 "name": encoder,
-                **architecture(encoder, dict(pick(names, "encoder", encoder, self.encoders))),
+                **architecture(encoder, dict(pick(f"{names}.encoder", "encoder", encoder, self.encoders))),
             },
             hyper=check(factory, {**own, **block}, f"methods.{name}"),
             training=parse(
-                Training, {**profile.model_dump(exclude=set(RESOLVED)), "encoder": encoder, **budget}, where
+                Training, {**profile.model_dump(exclude=set(RESOLVED)), **budget, "encoder": encoder}, where
             ),
         )
-
-    def entries(self, modality: str) -> list[Entry]:
-        """All rows of a modality's table, in the order of params.yaml."""
-        return [self.entry(modality, name) for name in self.benchmark[modality].methods]
 
 
 def read(path: Path = PARAMS) -> Settings:

@@ -68,6 +68,18 @@ def test_an_override_may_hold_hyper_parameters_and_gives_way_to_the_entrys_own(t
     assert (hot.hyper["temperature"], hot.hyper["strength"], hot.training.lr) == (0.9, 0.3, 0.5)
 
 
+def test_the_encoder_is_the_entrys_or_else_the_overrides_or_else_the_profiles(tmp_path):
+    override = {"simclr": {"encoder": "resnet18"}}
+    path = changed(tmp_path, methods__hot={"method": "simclr", "encoder": "vit"}, training__laptop__override=override)
+    entries = {name: settings.read(path).entry("image", name) for name in ("hot", "simclr", "byol")}
+    assert {name: entry.encoder["name"] for name, entry in entries.items()} == {
+        "hot": "vit",
+        "simclr": "resnet18",
+        "byol": "small_resnet",
+    }
+    assert all(entry.training.encoder == entry.encoder["name"] for entry in entries.values())
+
+
 def test_a_profile_may_have_its_own_encoder_for_a_name(tmp_path):
     read = settings.read(changed(tmp_path, training__laptop__stand_in={"vit": "vit_small"}))
     assert read.entry("image", "mae").encoder["name"] == "vit_small"
@@ -105,6 +117,10 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
         ({"training__laptop__batchsize": 3}, ["training.laptop.batchsize", "did you mean 'batch_size'?"]),
         ({"training__laptop__optimizer": "adam"}, ["training.laptop.optimizer", "'adam'", "'adamw'"]),
         ({"training__laptop__override": {"byoll": {}}}, ["training.laptop.override", "did you mean 'byol'?"]),
+        (
+            {"training__laptop__override": {"byol": {"encoder": "vot"}}},
+            ["training.laptop.override.byol.encoder", "did you mean 'vit'?"],
+        ),
         ({"training__laptop__override": {"byol": {"lrr": 1}}}, ["training.laptop.override.byol.lrr", "'lr'"]),
         ({"evaluation__neighbors": [5]}, ["evaluation.neighbors", "did you mean 'neighbours'?"]),
         ({"sede": 3}, ["sede", "did you mean 'seeds'?"]),

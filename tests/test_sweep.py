@@ -250,7 +250,7 @@ def test_every_trial_is_tracked(monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(tracking, "start", lambda kind, **given: started.append((kind, given)) or Spy())
+    monkeypatch.setattr(tracking, "start", lambda kind, **given: started.append((kind, given)) or Spy(tracking.nowhere))
     results = sweep.work(search(), objective)
     assert finished == [("diverged" if r.value is None else "ok", {"validation": r.value}) for r in results]
     assert {kind for kind, _ in started} == {"sweep"}

@@ -1,27 +1,33 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from stages import tracking
+from stages import recorder, tracking
 
 ROOT = Path(__file__).parent.parent
 TRACK = """
 from stages import tracking
-def track(seed):
-    with tracking.start("pretrain", modality="image", name="x", seed=seed, params={}, tags={}, key=f"k{seed}") as run:
-        run.log(1, loss=0.5)
+with tracking.start("pretrain", modality="image", name="x", seed=0, params={}, tags={}, key="k") as run:
+    run.log(1, loss=0.5)
 """
 # mlflow is imported once, to save seconds; then three processes begin a run at the same moment.
-RACE = (
-    TRACK
-    + """
+RACE = """
 import multiprocessing
 import mlflow.store.tracking.sqlalchemy_store
+from stages.recorder import Recorder
+
+def track(seed):
+    recorder = Recorder()
+    recorder.hear("begin", experiment="image", tags={"key": f"k{seed}", "kind": "pretrain"}, params={})
+    recorder.hear("end", status="ok", state="FINISHED")
+
 fork = multiprocessing.get_context("fork")
 processes = [fork.Process(target=track, args=(seed,)) for seed in range(3)]
 for process in processes:
@@ -29,7 +35,6 @@ for process in processes:
 for process in processes:
     process.join()
 """
-)
 
 
 def start(key="k", kind="pretrain", params=None):
@@ -39,7 +44,7 @@ def start(key="k", kind="pretrain", params=None):
 
 def connect(folder, experiment="image"):
     with warnings.catch_warnings(action="ignore"):  # mlflow's own
-        return tracking.connect(f"sqlite:///{folder}/mlflow.db", experiment)
+        return recorder.connect(f"sqlite:///{folder}/mlflow.db", experiment)
 
 
 def run_python(code, folder, **environment):
@@ -56,13 +61,20 @@ def created(tmp_path_factory):
 
 
 @pytest.fixture
-def runs(created, tmp_path, monkeypatch):
+def listener(monkeypatch):
+    """The recorder, in this process and not, as usual, in one of its own: that saves seconds too."""
+    listener = recorder.Recorder()
+    monkeypatch.setattr(tracking, "channel", lambda: SimpleNamespace(send=listener.hear))
+    return listener
+
+
+@pytest.fixture
+def runs(created, listener, tmp_path, monkeypatch):
     """A store of the test's own in the current directory; call it for the runs in an experiment, the oldest first."""
     for file in created[0].glob("mlflow.db*"):
         shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking, "_failed", False)
 
     def read(experiment="image"):
         client, identifier = connect(tmp_path, experiment)
@@ -119,20 +131,20 @@ def test_a_run_holds_all_that_was_logged(runs):
     }
 
 
-def test_points_are_sent_in_batches(runs, monkeypatch):
+def test_points_are_sent_in_batches(runs, listener, monkeypatch):
     with start() as run:
         sent = []
-        monkeypatch.setattr(run._client, "log_batch", lambda _, metrics: sent.append(len(metrics)))
-        for step in range(tracking.POINTS):
+        monkeypatch.setattr(listener._client, "log_batch", lambda _, metrics: sent.append(len(metrics)))
+        for step in range(recorder.POINTS):
             run.log(step, loss=1.0, lr=0.1)
-    assert sent == [tracking.POINTS] * 2
+    assert sent == [recorder.POINTS] * 2
 
 
-def test_a_killed_run_is_continued_without_doubled_points(runs):
+def test_a_killed_run_is_continued_without_doubled_points(runs, listener):
     killed = start(params={"epochs": 9})
     for step in range(1, 6):
         killed.log(step, loss=float(step))
-    killed.flush()
+    listener.flush()
     killed.log(6, loss=6.0)  # lost with the process
     [running] = runs()[1]
     assert running.info.status == "RUNNING"
@@ -191,10 +203,9 @@ def test_the_trials_of_sweeps_lie_apart(runs):
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/mlflow.db", "nonsense://x"])
-def test_a_tracker_out_of_reach_costs_one_warning(uri, tmp_path, monkeypatch, capsys):
+def test_a_tracker_out_of_reach_costs_one_warning(uri, listener, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(tracking, "_failed", False)
     for key in ("k1", "k2"):
         with start(key=key) as run:
             run.log(1, loss=1.0)
@@ -204,19 +215,47 @@ def test_a_tracker_out_of_reach_costs_one_warning(uri, tmp_path, monkeypatch, ca
     assert not any(tmp_path.iterdir())
 
 
-def test_a_tracker_that_is_lost_on_the_way_costs_one_warning(runs, monkeypatch, capsys):
+def test_a_tracker_that_is_lost_on_the_way_costs_one_warning(runs, listener, monkeypatch, capsys):
     with start() as run:
         run.log(1, loss=1.0)
-        monkeypatch.setattr(run._client, "log_batch", lambda *_, **__: 1 / 0)
-        run.flush()
+        monkeypatch.setattr(listener._client, "log_batch", lambda *_, **__: 1 / 0)
         run.log(2, loss=1.0)
         run.finish()
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_off_does_not_import_mlflow(tmp_path):
-    code = f"{TRACK}\ntrack(0)\nimport sys; assert 'mlflow' not in sys.modules"
-    assert run_python(code, tmp_path, MLFLOW_TRACKING_URI="off") == ""
+# ---- The recorder's own process
+
+
+def test_a_process_of_its_own_has_written_the_run_when_it_ends(runs, tmp_path):
+    assert run_python(f"{TRACK}\nimport sys; assert 'mlflow' not in sys.modules", tmp_path) == ""
+    client, identifier = connect(tmp_path)
+    [stored] = client.search_runs([identifier], "tags.key = 'k'")
+    assert (stored.info.status, stored.data.tags["status"]) == ("FINISHED", "ok")
+    assert curve(client, stored) == [(1, 0.5)]
+
+
+def test_what_a_killed_stage_has_logged_is_kept_and_its_run_stays_open(runs, tmp_path):
+    code = TRACK + "    import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_python(code, tmp_path)  # returns when nobody holds its stderr, so after the recorder
+    assert caught.value.returncode == -signal.SIGKILL
+    client, identifier = connect(tmp_path)
+    [stored] = client.search_runs([identifier], "tags.key = 'k'")
+    assert stored.info.status == "RUNNING"
+    assert curve(client, stored) == [(1, 0.5)]
+
+
+def test_a_recorder_that_dies_costs_one_warning(tmp_path):
+    code = f"{TRACK}    tracking.channel()._process.kill()\n{TRACK}"
+    [line] = run_python(code, tmp_path, MLFLOW_TRACKING_URI="").splitlines()
+    assert line.endswith("results are not affected (its process has ended with exit code -9)")
+
+
+def test_off_starts_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with start() as run:
+        run.log(1, loss=1.0)
     assert not any(tmp_path.iterdir())
 
 
@@ -224,6 +263,6 @@ def test_a_temporary_folder_of_dvc_uses_the_store_of_its_repository(tmp_path, mo
     folder = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    assert tracking.root() == tmp_path.resolve()
+    assert recorder.root() == tmp_path.resolve()
     monkeypatch.chdir(tmp_path)
-    assert tracking.root() == tmp_path.resolve()
+    assert recorder.root() == tmp_path.resolve()
