@@ -1,0 +1,155 @@
+"""Writes runs into MLflow's store, beside the stage that computes them.   (started by stages/tracking.py)
+
+A process of its own: importing mlflow takes longer than the work of many a stage, and a server out of reach should hold
+up no step of a training. It reads one call of `Recorder` per line of stdin, and answers each `end` on stdout.
+
+A tracker that fails costs one warning and some seconds, never the run.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+POINTS = 1000  # the most that MLflow takes in one request
+SECONDS = 10.0  # how far the shown curves may lag behind a run
+DONE = "done"
+
+
+def warn(reason: str) -> None:
+    shown = " ".join(reason.split())[:200]
+    print(f"warning: not tracked in MLflow from here on; results are not affected ({shown})", file=sys.stderr)
+
+
+class Recorder:
+    """One run at a time, from its `begin` to its `end`."""
+
+    def __init__(self) -> None:
+        self._failed = False
+        self._client: Any = None
+        self._id = ""
+        self._last: dict[str, int] = {}  # the last step of each metric
+        self._buffer: list[tuple[str, float, int, int]] = []  # name, value, milliseconds since 1970, step
+        self._sent = time.monotonic()
+
+    def hear(self, call: str, **arguments: Any) -> None:
+        """Carries out `call`. What MLflow raises becomes one line on stderr, after which nothing asks it again."""
+        if self._failed:
+            return
+        try:
+            with warnings.catch_warnings(action="ignore"):  # its libraries' deprecations
+                getattr(self, call)(**arguments)
+        except Exception as error:
+            self._failed = True
+            warn(f"{type(error).__name__}: {error}")
+
+    def begin(self, experiment: str, tags: dict[str, str], params: dict[str, str]) -> None:
+        """A run with these tags. One of the same key and kind that never finished is continued."""
+        self._client, experiment_id = connect(store(), experiment)
+        self._last, self._buffer = {}, []
+        from mlflow.entities import Param  # after `connect`, which sets how mlflow is to behave
+
+        same = f"tags.key = '{tags['key']}' and tags.kind = '{tags['kind']}' and attributes.status != 'FINISHED'"
+        if unfinished := self._client.search_runs([experiment_id], same, max_results=1):
+            self._id = unfinished[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+            for metric in unfinished[0].data.metrics:
+                self._last[metric] = max(point.step for point in self._client.get_metric_history(self._id, metric))
+        else:
+            self._id = self._client.create_run(experiment_id, tags=tags).info.run_id
+            listed = [Param(*item) for item in params.items()]
+            for at in range(0, len(listed), 100):  # the most that MLflow takes in one request
+                self._client.log_batch(self._id, params=listed[at : at + 100])
+
+    def log(self, step: int, milliseconds: int, metrics: dict[str, float]) -> None:
+        """A point for the curve of each metric. Points at or before a curve's last step are ignored."""
+        for name, value in metrics.items():
+            if step > self._last.get(name, -1):
+                self._last[name] = step
+                self._buffer.append((name, value, milliseconds, step))
+        if len(self._buffer) >= POINTS or time.monotonic() - self._sent > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what is waiting."""
+        from mlflow.entities import Metric
+
+        points, self._buffer = [Metric(*point) for point in self._buffer], []
+        self._sent = time.monotonic()
+        for at in range(0, len(points), POINTS):
+            self._client.log_batch(self._id, metrics=points[at : at + POINTS])
+
+    def end(self, status: str, state: str) -> None:
+        """Closes the run with our status (ok, diverged, ...) and MLflow's state (FINISHED, FAILED)."""
+        self.flush()
+        self._client.set_tag(self._id, "status", status)
+        self._client.set_terminated(self._id, state)
+
+
+def store() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+
+
+def root() -> Path:
+    """The repository, whose store `mlflow ui` opens: the current directory, as for params.yaml.
+
+    `dvc exp run` may work in a temporary folder, <repository>/.dvc/tmp/...: that one's store would be lost with it.
+    """
+    here = Path.cwd()
+    return next((folder.parent for folder in here.parents if folder.name == ".dvc"), here)
+
+
+def connect(uri: str, experiment: str) -> tuple[Any, str]:
+    """A client of the store at `uri`, and the experiment's id. Creates what is missing of the two."""
+    for variable, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default a server out of reach holds up each call for four minutes
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }.items():
+        os.environ.setdefault(variable, value)
+    from mlflow import MlflowClient  # here, because what is set above counts as it is imported
+
+    file = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    with locked(file) if file else nullcontext():
+        client = MlflowClient(uri)
+        if found := client.get_experiment_by_name(experiment):
+            return client, found.experiment_id
+        if file:
+            with closing(sqlite3.connect(file)) as opened:
+                opened.execute("PRAGMA journal_mode=WAL")  # readers (the ui) and writers do not wait for each other
+        # By default artifacts would lie relative to whichever process came first. A server has its own place for them.
+        artifacts = None if uri.startswith("http") else (root() / "mlartifacts").as_uri()
+        return client, client.create_experiment(experiment, artifact_location=artifacts)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Held by one process at a time: of two that create the same store at once, one fails."""
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both processes; the stage then says how its run ended
+    recorder = Recorder()
+    for line in sys.stdin:
+        call, arguments = json.loads(line)
+        recorder.hear(call, **arguments)
+        if call == "end":
+            print(DONE, flush=True)
+    recorder.hear("flush")  # the stage was killed: its run stays open, to be continued
+
+
+if __name__ == "__main__":
+    main()
