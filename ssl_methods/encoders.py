@@ -50,16 +50,20 @@ class ResNet(nn.Module):
         stages, inputs = [], width
         for depth, count in enumerate(blocks):
             outputs = width * 2**depth
-            for i in range(count):
-                stages.append(Block(inputs, outputs, stride=2 if i == 0 and depth > 0 else 1))
-                inputs = outputs
-        self.blocks = nn.Sequential(*stages)
+            first = Block(inputs, outputs, stride=2 if depth else 1)
+            stages.append(nn.Sequential(first, *(Block(outputs, outputs, stride=1) for _ in range(count - 1))))
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
         self.dim = inputs
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The feature maps (N, D, h, w) after each stage; each stage doubles the width and halves the sides."""
+        h = centre(x).contiguous(memory_format=torch.channels_last)  # (N, 3, H, W)
+        h = F.relu(self.norm(self.stem(h)))
+        return [h := stage(h) for stage in self.stages]
+
     def forward(self, x: Tensor) -> Tensor:
-        x = centre(x).contiguous(memory_format=torch.channels_last)  # (N, 3, H, W)
-        h = self.blocks(F.relu(self.norm(self.stem(x))))  # (N, D, h, w)
-        return h.mean((2, 3))  # (N, D)
+        return self.maps(x)[-1].mean((2, 3))  # (N, D)
 
 
 class Attention(nn.Module):

@@ -9,31 +9,11 @@ Departs from the paper: convolutional, and trained at once instead of layer by l
 """
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from .. import Count, Method
 from ..modalities import image
-
-
-class Decoder(nn.Module):
-    """Features (N, D) to pictures (N, 3, size, size): from 4 x 4, doubled with a convolution each time."""
-
-    def __init__(self, dim: int, width: int, size: int):
-        super().__init__()
-        self.size = size
-        self.first = nn.Linear(dim, width * 16)
-        stages, side = [], 4
-        while side < size:
-            half = max(width // 2, 16)
-            stages += [nn.Upsample(scale_factor=2), nn.Conv2d(width, half, 3, padding=1, bias=False)]
-            stages += [nn.BatchNorm2d(half), nn.ReLU(inplace=True)]
-            width, side = half, side * 2
-        self.stages = nn.Sequential(*stages)
-        self.last = nn.Conv2d(width, 3, 3, padding=1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        x = self.last(self.stages(self.first(h).unflatten(1, (-1, 4, 4))))
-        return x[..., : self.size, : self.size]  # (N, 3, H, W)
+from ..parts import Decoder
 
 
 class Autoencoder(Method):
