@@ -1,7 +1,8 @@
 """The networks that are pretrained, frozen and evaluated.
 
-Every encoder maps a batch to features (N, D) and says D in `dim`. Image encoders take pictures in [0, 1] and centre
-them themselves, so that no method can forget to.
+Every encoder maps a batch to features (N, D) and says D in `dim`; `depths` are the features (N, D') after each of its
+stages, the last being those. Image encoders take pictures in [0, 1] and centre them themselves, so that no method can
+forget to.
 """
 
 from collections.abc import Sequence
@@ -61,6 +62,9 @@ class ResNet(nn.Module):
         h = centre(x).contiguous(memory_format=torch.channels_last)  # (N, 3, H, W)
         h = F.relu(self.norm(self.stem(h)))
         return [h := stage(h) for stage in self.stages]
+
+    def depths(self, x: Tensor) -> list[Tensor]:
+        return [h.mean((2, 3)) for h in self.maps(x)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.maps(x)[-1].mean((2, 3))  # (N, D)
@@ -153,6 +157,13 @@ class ViT(nn.Module):
             h = h.gather(1, keep[:, :, None].expand(-1, -1, self.dim))  # (N, M, D)
         return self.transformer(h)
 
+    def depths(self, x: Tensor) -> list[Tensor]:
+        h, features = self.embed(patchify(centre(x), self.patch)) + self.positions, []
+        for block in self.transformer.blocks:
+            h = block(h)
+            features.append(h.mean(1))
+        return [*features[:-1], self.transformer.norm(h).mean(1)]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.tokens(x).mean(1)  # (N, D)
 
@@ -168,6 +179,9 @@ class Projection(nn.Module):
     def pixels(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 3 * side * side)"""
         return F.adaptive_avg_pool2d(centre(x), self.side).flatten(1)
+
+    def depths(self, x: Tensor) -> list[Tensor]:
+        return [self(x)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.pixels(x))  # (N, D)

@@ -118,6 +118,14 @@ def test_its_encoder_embeds_pictures(entry, pictures):
     assert features.shape == (8, method.encoder.dim)
 
 
+def test_its_encoders_last_depth_is_its_features(entry, pictures):
+    encoder, x = build_method(entry, FACTS, seed=0).eval().encoder, pictures[:8].float() / 255
+    depths = encoder.depths(x)
+    torch.testing.assert_close(depths[-1], encoder(x))
+    assert len(depths) == {"ResNet": 2, "ViT": 2}.get(entry.encoder["architecture"], 1)
+    assert all(a.shape[0] == 8 and not a.equal(b) for a, b in zip(depths, depths[1:], strict=False))
+
+
 def test_its_encoder_is_the_one_it_was_given(entry):
     """So evaluation, which builds the architecture anew, can load its weights."""
     method = build_method(entry, FACTS, seed=0)
