@@ -1,5 +1,6 @@
 """One contract for every entry of params.yaml, and for each method what it must learn."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_its_encoders_last_depth_is_its_features(entry, pictures):
     depths = encoder.depths(x)
     torch.testing.assert_close(depths[-1], encoder(x))
     assert len(depths) == {"ResNet": 2, "ViT": 2}.get(entry.encoder["architecture"], 1)
-    assert all(a.shape[0] == 8 and not a.equal(b) for a, b in zip(depths, depths[1:], strict=False))
+    assert all(a.shape[0] == 8 and not a.equal(b) for a, b in itertools.pairwise(depths))
 
 
 def test_its_encoder_is_the_one_it_was_given(entry):
