@@ -64,21 +64,26 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
         prepare = ["stages.prepare:prepare", f"stages.datasets.{block['data']}:load"]
         block["code"] = fingerprint(prepare, root, files=tables)
         for block in plan["pretrain"][modality].values():
-            block["code"] = fingerprint([*pretrain, method(block), *network(modality, block)], root)
+            block["code"] = fingerprint([*pretrain, method(block), network(block)], root)
         for block in plan["evaluate"][modality].values():
-            block["code"] = fingerprint([*evaluate, *network(modality, block)], root)
+            block["code"] = fingerprint([*evaluate, embedding(modality), network(block)], root)
         for block in plan["sweep"][modality].values():
             entry = block["entry"]
-            block["code"] = fingerprint(["stages.sweep", method(entry), *network(modality, entry)], root)
+            roots = ["stages.sweep", method(entry), embedding(modality), network(entry)]
+            block["code"] = fingerprint(roots, root)
     plan["report"] = {
         "code": fingerprint(["stages.report"], root, files=sorted((root / "reports/templates").iterdir()))
     }
     return plan
 
 
-def network(modality: str, block: dict[str, Any]) -> list[str]:
-    """The code that a stage finds by name: how the modality is embedded, and the encoder."""
-    return [f"ssl_methods.modalities.{modality}:embed", f"ssl_methods.encoders:{block['encoder']['architecture']}"]
+def embedding(modality: str) -> str:
+    """How evaluation reads features, which it finds by name."""
+    return f"ssl_methods.modalities.{modality}:embed"
+
+
+def network(block: dict[str, Any]) -> str:
+    return f"ssl_methods.encoders:{block['encoder']['architecture']}"
 
 
 def method(block: dict[str, Any]) -> str:

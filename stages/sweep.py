@@ -404,8 +404,9 @@ def search_of(modality: str, name: str, planned: dict[str, Any], data: dict[str,
     sweep = Sweep(**planned["sweep"])
     space = space_of(entry, sweep)
     # The code that scores depend on, which is less than the stage's: a new figure is drawn from the trials as they are.
-    roots = ["stages.sweep:score", "stages.sweep:variant", "stages.sweep:DrawSampler", plan.method(planned["entry"])]
-    code = fingerprint([*roots, *plan.network(modality, planned["entry"])], Path(__file__).parent.parent)
+    roots = ["stages.sweep:score", "stages.sweep:variant", "stages.sweep:DrawSampler"]
+    roots += [plan.method(planned["entry"]), plan.embedding(modality), plan.network(planned["entry"])]
+    code = fingerprint(roots, Path(__file__).parent.parent)
     settings = {key: value for key, value in planned.items() if key != "code"}
     settings["sweep"] = sweep.model_dump(exclude={"trials", "storage"})
     search = Search(entry, sweep, space, f"{modality}-{name}-{key_of([settings, code, data['hash']])}")
