@@ -11,7 +11,8 @@ from . import statistics
 from .results import COLLAPSED, CONTROLS, DIVERGED, MISSING, UNEVALUATED, Entry, Modality
 from .statistics import Comparison, Estimate
 
-MEASURES = {"linear": "linear probe", "knn": "k-NN"}  # accuracy on test, percent
+DEPTH = "linear_depth"
+MEASURES = {"linear": "linear probe", DEPTH: "linear probe, chosen depth", "knn": "k-NN"}  # accuracy on test, percent
 FIRST = "linear"  # the measure that orders the table
 BEST, TIED = "best", "tied"
 FAILURES = (DIVERGED, COLLAPSED, UNEVALUATED, MISSING)
@@ -25,6 +26,7 @@ class Cell:
     error: float | None
     comparison: Comparison | None  # to the leader; only of an entry that is ranked beside it
     standing: str  # BEST, TIED or ""
+    note: str = ""  # what else is to be said of the number
 
     @property
     def spread(self) -> str:
@@ -124,8 +126,17 @@ def make_row(entry: Entry, entries: list[Entry], compared: dict[str, tuple[str, 
             comparison = comparisons.get(entry.name)
             standing = BEST if entry.name == leader else TIED if comparison and comparison.tied else ""
             error = float(np.mean(errors)) if errors else None
-            cells[measure] = Cell(statistics.estimate(list(values.values())), error, comparison, standing)
+            note = depths(entry) if measure == DEPTH else ""
+            cells[measure] = Cell(statistics.estimate(list(values.values())), error, comparison, standing, note)
     return Row(entry, cells, gain(entry, entries))
+
+
+def depths(entry: Entry) -> str:
+    """Which depths validation chose, as in "depth 3 of 4" when all seeds agree, or "depths 3, 4 and 4 of 4"."""
+    chosen = [run.evaluate["choices"]["depth"] for run in entry.runs if run.value(DEPTH) is not None]
+    count = max(len(run.evaluate["depths"]) for run in entry.runs if run.value(DEPTH) is not None)
+    alike = len(set(chosen)) == 1
+    return f"depth {chosen[0]} of {count}" if alike else f"depths {listed(map(str, chosen))} of {count}"
 
 
 def gain(entry: Entry, entries: list[Entry]) -> Estimate | None:

@@ -32,9 +32,10 @@ from .settings import Evaluation, InputError, command, read
 
 SPLITS = ("train", "validation", "test")
 # The keys of scores.json and of evaluate.json that hold a measure, each with what stands for "not measured".
-SCORES = {"linear": None, "knn": None, "effective_rank": None, "spread": None, "features": None}
-DETAILS = {"linear_error": None, "knn_error": None, "linear_validation": None, "knn_validation": None, "choices": None}
-CURVE = {"probe": []}  # a list of points, which `dvc plots` draws
+ACCURACIES = ("linear", "linear_depth", "knn")  # the second at the depth of the encoder that validation prefers
+SCORES = dict.fromkeys([*ACCURACIES, "effective_rank", "spread", "features"])
+DETAILS = dict.fromkeys([f"{name}_{what}" for what in ("error", "validation") for name in ACCURACIES] + ["choices"])
+LISTS = {"depths": [], "probe": []}  # the second is a list of points, which `dvc plots` draws
 
 
 def evaluate(
@@ -57,7 +58,7 @@ def evaluate(
         labels = {split: pair[1] for split, pair in embedded.items()}
         measured = measure(features, labels, protocol, len(data["classes"]))
     scores, details = (
-        {key: measured.get(key, none) for key, none in kind.items()} for kind in (SCORES, DETAILS | CURVE)
+        {key: measured.get(key, none) for key, none in kind.items()} for kind in (SCORES, DETAILS | LISTS)
     )
     rows = {split: described["rows"] for split, described in data["splits"].items()}
     status = {"status": measured["status"]}
@@ -72,10 +73,10 @@ def validation_score(encoder: nn.Module, modality: str, folder: Path, protocol: 
     data = manifest(folder)
     if not data["classes"]:
         raise InputError(f"a sweep is scored by labels, and {data['data']} has none; empty benchmark.{modality}.sweeps")
-    train, validation = (first_tower(encoder, modality, folder, split, protocol) for split in ("train", "validation"))
-    if not (train[0].isfinite().all() and validation[0].isfinite().all()):
+    splits = {split: first_tower(encoder, modality, folder, split, protocol) for split in ("train", "validation")}
+    if not all(depths[-1].isfinite().all() for depths, _ in splits.values()):
         return None
-    train, validation = labelled("train", *train), labelled("validation", *validation)
+    train, validation = (labelled(split, depths[-1], labels) for split, (depths, labels) in splits.items())
     return max(linear.choose(train, validation, strengths=protocol.strengths, classes=len(data["classes"])).values())
 
 
@@ -111,8 +112,8 @@ def load(weights: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -
 
 def first_tower(
     encoder: nn.Module, modality: str, folder: Path, split: str, protocol: Evaluation
-) -> tuple[Tensor, Tensor | None]:
-    """The features (N, D) and labels of a split, from the modality's first tower, which stands for all."""
+) -> tuple[list[Tensor], Tensor | None]:
+    """The features (N, D) of a split at each depth of the modality's first tower, which stands for all; its labels."""
     device = devices.choose(protocol.device)
     towers, labels = embed(encoder, modality, folder, split, device=device, batch_size=protocol.batch_size)
     return next(iter(towers.values())), labels
@@ -120,9 +121,10 @@ def first_tower(
 
 def embed(
     encoder: nn.Module, modality: str, folder: Path, split: str, *, device: torch.device, batch_size: int
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The features of a split as it is, un-augmented: {tower: (N, D) float32}, and labels (N,), or None if it has none.
+) -> tuple[dict[str, list[Tensor]], Tensor | None]:
+    """The features of a split as it is, un-augmented: {tower: [(N, D) float32 at each depth]}, and its labels (N,).
 
+    Labels are None where the data has none.
     The encoder is left on the device, in evaluation mode.
     """
     look, has_labels = load_modality(modality), (folder / split / "label.npy").exists()
@@ -136,42 +138,65 @@ def embed(
             features.append(look.embed(encoder, batch))
         bar.advance(len(index))
     bar.close()
-    towers = {tower: torch.cat([part[tower] for part in features]).float() for tower in features[0]}
+    towers = {
+        tower: [torch.cat(parts).float() for parts in zip(*(part[tower] for part in features), strict=True)]
+        for tower in features[0]
+    }
     return towers, torch.cat(labels) if has_labels else None
 
 
 def measure(
-    features: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], protocol: Evaluation, classes: int
+    features: Mapping[str, list[Tensor]], labels: Mapping[str, Tensor | None], protocol: Evaluation, classes: int
 ) -> dict[str, Any]:
-    """All that is measured on {split: (N, D)} and {split: (N,)}, and a status. Accuracies are in percent.
+    """All that is measured on {split: [(N, D) at each depth]} and {split: (N,)}, and a status. Accuracies in percent.
 
-    Features are collapsed where, on train, their spread or their effective rank lies below the protocol's threshold.
+    Features are the deepest, except for `linear_depth`, where validation data choose. They are collapsed where, on
+    train, their spread or their effective rank lies below the protocol's threshold.
     """
-    if not all(split.isfinite().all() for split in features.values()):
+    if not all(split.isfinite().all() for depths in features.values() for split in depths):
         return {"status": "diverged"}
-    width, rank, spreading = features["train"].shape[1], effective_rank(features["train"]), spread(features["train"])
+    deepest = features["train"][-1]
+    rank, spreading = effective_rank(deepest), spread(deepest)
     collapsed = spreading < protocol.collapsed_spread or rank < protocol.collapsed_rank
     health = {
         "status": "collapsed" if collapsed else "ok" if classes else "unlabelled",
         "effective_rank": rank,
         "spread": spreading,
-        "features": width,
+        "features": deepest.shape[1],
     }
     if not classes:
         return health
 
-    splits = [labelled(split, features[split], labels[split]) for split in SPLITS]
-    probe = linear.probe(*splits, strengths=protocol.strengths, classes=classes)
-    voted = knn.classify(*splits, ks=protocol.neighbours, temperature=protocol.temperature, classes=classes)
-    tested = len(splits[-1][1])
+    kind = {"strengths": protocol.strengths, "classes": classes}
+    depths = [
+        [labelled(split, features[split][depth], labels[split]) for split in SPLITS]
+        for depth in range(len(features["train"]))
+    ]
+    probe = linear.probe(*depths[-1], **kind)
+    heights = [max(linear.choose(train, validation, **kind).values()) for train, validation, _ in depths[:-1]]
+    heights.append(probe.validation)
+    chosen = max(range(len(depths)), key=lambda depth: (heights[depth], depth))  # the deepest among equals
+    probed = probe if chosen == len(depths) - 1 else linear.probe(*depths[chosen], **kind)
+    voted = knn.classify(*depths[-1], ks=protocol.neighbours, temperature=protocol.temperature, classes=classes)
+    tested = len(depths[-1][-1][1])
     return health | {
         "linear": probe.test,
+        "linear_depth": probed.test,
         "knn": voted.test,
         "linear_error": standard_error(probe.test, tested),
+        "linear_depth_error": standard_error(probed.test, tested),
         "knn_error": standard_error(voted.test, tested),
         "linear_validation": probe.validation,
+        "linear_depth_validation": probed.validation,
         "knn_validation": voted.validation,
-        "choices": {"strength": probe.strength, "k": voted.k, "temperature": protocol.temperature},
+        "choices": {
+            "strength": probe.strength,
+            "depth": chosen + 1,
+            "depth_strength": probed.strength,
+            "k": voted.k,
+            "temperature": protocol.temperature,
+        },
+        "depths": heights,
         "probe": [{"strength": strength, "validation": score} for strength, score in probe.curve.items()],
     }
 

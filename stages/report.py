@@ -118,7 +118,8 @@ def markdown_report(boards: list[Board]) -> str:
 NOTE = """\
 Accuracy on test, in percent: mean and 95 % Student-t interval over seeds (below three measured seeds: the test set's
 standard error, s.e.). Bold: the best self-supervised entry whose every seed finished well, and those that a paired test
-over seeds, with Holm's correction, cannot tell apart from it. Rank: the features' effective rank."""
+over seeds, with Holm's correction, cannot tell apart from it. Chosen depth: of the features after each of the encoder's
+stages, those that the probe prefers on validation data. Rank: the features' effective rank."""
 
 POINTERS = """\
 * [results.csv](results.csv): every run and measure
@@ -152,7 +153,8 @@ def table(b: Board, root: str) -> str:
 def marked(cell: Cell | None) -> str:
     if cell is None:
         return page.NONE
-    return f"**{cell}**" if cell.standing in (BEST, TIED) else str(cell)
+    shown = f"**{cell}**" if cell.standing in (BEST, TIED) else str(cell)
+    return f"{shown}<br>{cell.note}" if cell.note else shown
 
 
 def markdown(text: str) -> str:

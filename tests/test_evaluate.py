@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import ssl_methods
@@ -18,8 +19,11 @@ from stages.settings import Evaluation, InputError
 ROWS = {"train": 90, "validation": 45, "test": 45}
 ENCODER = {"name": "tiny", "architecture": "ResNet", "width": 4, "blocks": [1, 1], "stride": 2}
 PROTOCOL = Evaluation(strengths=[1e-4, 1e-2], neighbours=[1, 5, 1000], batch_size=32)
-SCORES = {"status", "linear", "knn", "effective_rank", "spread", "features"}
-DETAILS = {"status", "linear_error", "knn_error", "linear_validation", "knn_validation", "choices", "probe", "data"}
+ACCURACIES = ("linear", "linear_depth", "knn")
+SCORES = {"status", *ACCURACIES, "effective_rank", "spread", "features"}
+DETAILS = {"status", "choices", "depths", "probe", "data"} | {
+    f"{name}_{what}" for name in ACCURACIES for what in ("error", "validation")
+}
 
 
 def write_data(folder, *, labels=True):
@@ -79,7 +83,8 @@ def test_scores_and_details_are_as_the_report_reads_them(models, data):
     assert 1.5 < scores["effective_rank"] <= 8
     assert 0.01 < scores["spread"] < 1
     assert details["linear_error"] == pytest.approx((scores["linear"] * (100 - scores["linear"]) / 45) ** 0.5)
-    assert details["choices"].keys() == {"strength", "k", "temperature"}
+    assert details["choices"].keys() == {"strength", "depth", "depth_strength", "k", "temperature"}
+    assert len(details["depths"]) == 2
     assert [point["strength"] for point in details["probe"]] == [1e-2, 1e-4]
     assert details["linear_validation"] == max(point["validation"] for point in details["probe"])
     assert details["data"] == {"classes": ["red", "green", "blue"], "rows": ROWS}
@@ -102,13 +107,28 @@ def test_features_are_those_of_the_frozen_encoder_whatever_the_batch(models, dat
     towers, labels = evaluate.embed(network, "image", data, "test", batch_size=7, **kind)
     others, _ = evaluate.embed(network, "image", data, "test", batch_size=1000, **kind)
     assert towers.keys() == {"image"}
-    assert towers["image"].dtype == torch.float32
-    assert towers["image"].shape == (45, 8)
+    assert [(depth.dtype, depth.shape) for depth in towers["image"]] == [(torch.float32, (45, d)) for d in (4, 8)]
     torch.testing.assert_close(towers["image"], others["image"])
     pictures = torch.from_numpy(np.load(data / "test/image.npy")) / 255
-    torch.testing.assert_close(towers["image"], network.eval()(pictures).detach())
+    torch.testing.assert_close(towers["image"][-1], network.eval()(pictures).detach())
     assert labels.tolist() == [row % 3 for row in range(45)]
     assert all(tensor.equal(before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_validation_chooses_the_depth_and_test_is_read_there():
+    """Classes are plain to see in the middle; the deepest features, and those of the test split alone, tell nothing."""
+    torch.manual_seed(0)
+    labels = {split: torch.arange(rows) % 3 for split, rows in ROWS.items()}
+    noise = {split: torch.randn(rows, 4) for split, rows in ROWS.items()}
+    plain = {split: F.one_hot(labels[split], 3) + 0.1 * torch.randn(rows, 3) for split, rows in ROWS.items()}
+    last = {**noise, "test": plain["test"].repeat(1, 2)[:, :4]}
+    found = evaluate.measure({s: [noise[s], plain[s], last[s]] for s in ROWS}, labels, PROTOCOL, 3)
+    assert found["choices"]["depth"] == 2
+    assert found["linear_depth"] == found["linear_depth_validation"] == found["depths"][1] == 100
+    assert found["depths"][2] == found["linear_validation"] < 60
+    same = evaluate.measure({s: [plain[s], plain[s]] for s in ROWS}, labels, PROTOCOL, 3)
+    assert same["choices"]["depth"] == 2  # the deepest among equals
+    assert same["linear_depth"] == same["linear"]
 
 
 def test_rows_without_a_label_are_not_probed(models, data):

@@ -115,8 +115,8 @@ def test_two_runs_from_one_seed_agree_and_from_two_do_not(trained_entry, picture
 
 def test_its_encoder_embeds_pictures(entry, pictures):
     method = build_method(entry, FACTS, seed=0).eval()
-    (features,) = ssl_methods.load_modality("image").embed(method.encoder, {"image": pictures[:8]}).values()
-    assert features.shape == (8, method.encoder.dim)
+    (depths,) = ssl_methods.load_modality("image").embed(method.encoder, {"image": pictures[:8]}).values()
+    assert depths[-1].shape == (8, method.encoder.dim)
 
 
 def test_its_encoders_last_depth_is_its_features(entry, pictures):

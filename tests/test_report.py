@@ -151,8 +151,10 @@ def write_run(folder, name, seed, row):
         "curve": [{"step": 3 * i, "samples": 768 * i, "loss": x} for i, x in enumerate(losses.tolist(), 1)],
     })  # fmt: skip
     linear = 11.5 if collapsed else round(accuracy + shared + 0.3 * random.standard_normal(), 2)
-    scores = {"linear": linear, "knn": linear - 3.5, "effective_rank": 1.2 if collapsed else 40 + row, "features": 192}
+    scores = {"linear": linear, "linear_depth": linear + seed % 2, "knn": linear - 3.5}
+    scores |= {"effective_rank": 1.2 if collapsed else 40 + row, "features": 192}
     errors = {"linear_error": 1.1, "knn_error": 1.15, "linear_validation": linear + 0.5, "knn_validation": linear - 3}
+    errors |= {"depths": [linear - 9, linear, linear - seed % 2], "choices": {"depth": 3 - seed % 2}}
     scores = dict.fromkeys(scores) if diverged else scores
     data = {"classes": list("abcdefghi"), "rows": {"train": 8464, "validation": 1814, "test": 1814}}
     write_json(folder / "scores.json", {"status": status, **scores})
@@ -250,7 +252,7 @@ def test_holm_can_make_a_tie():
 
 
 def test_ranks_only_self_supervised_entries_that_finished(table):
-    assert table.leaders == {"linear": "simclr", "knn": "simclr"}
+    assert table.leaders == {"linear": "simclr", "linear_depth": "simclr", "knn": "simclr"}
     compared = {row.entry.name for row in table.rows if row.cells["linear"].comparison}
     assert compared == {"moco", "autoencoder", "barlow_twins", HOSTILE, "mae"}
     standings = {row.entry.name: row.cells["linear"].standing for row in table.rows}
@@ -300,6 +302,13 @@ def test_summary_names_the_leader_and_the_budget(table):
     assert words[-1].endswith(
         "(9 classes, 8,464 rows in train, 1,814 rows in validation and 1,814 rows in test); seeds 0, 1 and 2."
     )
+
+
+def test_the_depth_that_validation_chose_is_named(table, files):
+    assert table.row("simclr").cells["linear_depth"].note == "depths 3, 2 and 3 of 3"
+    assert table.row("simsiam").cells["linear_depth"].note == "depths 3, 2 and 3 of 3"
+    assert table.row("byol").cells["linear_depth"].note == "depth 3 of 3"  # its second seed diverged
+    assert all("depths 3, 2 and 3 of 3" in files[name] for name in ("index.html", "README.md"))
 
 
 def test_a_run_can_diverge_in_evaluation(root):

@@ -20,9 +20,9 @@ TRIES = 10  # torchvision's RandomResizedCrop too gives up after ten boxes that 
 SMALLEST_CROP = 0.04  # of the area, a fifth of each side: below it a 32 x 32 picture is a few blurred pixels
 
 
-def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What evaluation reads: the features (N, D) of each tower, here only one."""
-    return {"image": encoder(unit(batch["image"]))}
+def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    """What evaluation reads: the features (N, D) of each tower, here only one, at each of its depths."""
+    return {"image": encoder.depths(unit(batch["image"]))}
 
 
 def unit(x: Tensor) -> Tensor:
