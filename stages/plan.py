@@ -1,7 +1,8 @@
 """The first stage: checks params.yaml whole, and writes what every other stage depends on.   python -m stages.plan
 
 plan.json holds, for each stage and each row of a table, its resolved settings and the fingerprint of the code that
-they reach. It is what DVC compares, so that a change reruns what it can change and nothing else. It is kept in git.
+they reach, and under `keys` one word for the two. That is what DVC compares, so that a change reruns what it can change
+and nothing else. It is kept in git.
 """
 
 import json
@@ -74,7 +75,20 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
     plan["report"] = {
         "code": fingerprint(["stages.report"], root, files=sorted((root / "reports/templates").iterdir()))
     }
-    return plan
+    return plan | {"keys": keys_of(plan)}
+
+
+def keys_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """One short word that stands for each row. DVC stores it with every stage, and rewrites all of that many times."""
+    keys = {
+        stage: {
+            modality: {name: devices.key_of(row) for name, row in rows.items()}
+            for modality, rows in plan[stage].items()
+        }
+        for stage in ("pretrain", "evaluate", "sweep")
+    }
+    prepare = {modality: devices.key_of(block) for modality, block in plan["prepare"].items()}
+    return {"prepare": prepare, **keys, "report": devices.key_of(plan["report"])}
 
 
 def embedding(modality: str) -> str:
