@@ -1,7 +1,7 @@
 """Writes runs into MLflow's store, beside the stage that computes them.   (started by stages/tracking.py)
 
 A process of its own: importing mlflow takes longer than the work of many a stage, and a server out of reach should hold
-up no step of a training. It reads one call of `Recorder` per line of stdin, and answers each `end` on stdout.
+up no step of a training. It reads one call of `Recorder` per line of stdin, to its end.
 
 A tracker that fails costs one warning and some seconds, never the run.
 """
@@ -21,7 +21,6 @@ from typing import Any
 
 POINTS = 1000  # the most that MLflow takes in one request
 SECONDS = 10.0  # how far the shown curves may lag behind a run
-DONE = "done"
 
 
 def warn(reason: str) -> None:
@@ -146,8 +145,6 @@ def main() -> None:
     for line in sys.stdin:
         call, arguments = json.loads(line)
         recorder.hear(call, **arguments)
-        if call == "end":
-            print(DONE, flush=True)
     recorder.hear("flush")  # the stage was killed: its run stays open, to be continued
 
 

@@ -82,23 +82,23 @@ def nowhere(call: str, **arguments: Any) -> None:
 
 
 class Channel:
-    """The way to a recorder, in a process that starts here and ends with this one."""
+    """The way to a recorder: a process that starts here, and ends when it has written what this one had to say.
+
+    That may be seconds after this one has ended; nothing waits for it.
+    """
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", recorder.__file__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self._lost = False
 
     def send(self, call: str, **arguments: Any) -> None:
-        """Returns from an `end` when all that was sent is in the store, or has failed."""
         if self._lost:
             return
         try:
             print(json.dumps([call, arguments]), file=self._process.stdin, flush=True)
-            self._lost = call == "end" and not any(line.strip() == recorder.DONE for line in self._process.stdout)
         except BrokenPipeError:
             self._lost = True
-        if self._lost:
             recorder.warn(f"its process has ended with exit code {self._process.wait()}")
 
 

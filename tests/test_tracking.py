@@ -48,6 +48,7 @@ def connect(folder, experiment="image"):
 
 
 def run_python(code, folder, **environment):
+    """What `code` and its recorder, which may outlive it, have written to stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_LOGGING_LEVEL": "ERROR", **environment}
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, check=True).stderr
@@ -227,7 +228,7 @@ def test_a_tracker_that_is_lost_on_the_way_costs_one_warning(runs, listener, mon
 # ---- The recorder's own process
 
 
-def test_a_process_of_its_own_has_written_the_run_when_it_ends(runs, tmp_path):
+def test_a_process_of_its_own_writes_the_run(runs, tmp_path):
     assert run_python(f"{TRACK}\nimport sys; assert 'mlflow' not in sys.modules", tmp_path) == ""
     client, identifier = connect(tmp_path)
     [stored] = client.search_runs([identifier], "tags.key = 'k'")
@@ -238,7 +239,7 @@ def test_a_process_of_its_own_has_written_the_run_when_it_ends(runs, tmp_path):
 def test_what_a_killed_stage_has_logged_is_kept_and_its_run_stays_open(runs, tmp_path):
     code = TRACK + "    import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        run_python(code, tmp_path)  # returns when nobody holds its stderr, so after the recorder
+        run_python(code, tmp_path)
     assert caught.value.returncode == -signal.SIGKILL
     client, identifier = connect(tmp_path)
     [stored] = client.search_runs([identifier], "tags.key = 'k'")
@@ -247,7 +248,7 @@ def test_what_a_killed_stage_has_logged_is_kept_and_its_run_stays_open(runs, tmp
 
 
 def test_a_recorder_that_dies_costs_one_warning(tmp_path):
-    code = f"{TRACK}    tracking.channel()._process.kill()\n{TRACK}"
+    code = f"{TRACK}recorder = tracking.channel()._process; recorder.kill(); recorder.wait()\n{TRACK}"
     [line] = run_python(code, tmp_path, MLFLOW_TRACKING_URI="").splitlines()
     assert line.endswith("results are not affected (its process has ended with exit code -9)")
 
