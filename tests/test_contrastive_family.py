@@ -520,12 +520,12 @@ def test_siblings_learn_to_tell_pictures_apart_under_views(name, build, params, 
 
 
 def separation(method: Method, pictures: Tensor) -> float:
-    """How much more alike the features of two pictures of one class are than of two classes, as cosines."""
+    """The share of the features' variance that lies between the classes."""
     y = pictures[:, 0].float().mean((1, 2)) > 140  # as in `pretrained`
     with torch.no_grad():
         h = F.normalize(method.encoder(pictures.float() / 255), dim=1)
-    s, alike = h @ h.T, y[:, None] == y
-    return (s[alike].mean() - s[~alike].mean()).item()
+    within = torch.stack([h[y].var(0, correction=0).sum() * y.sum(), h[~y].var(0, correction=0).sum() * (~y).sum()])
+    return 1 - (within.sum() / len(h) / h.var(0, correction=0).sum()).item()
 
 
 def test_supcon_learns_the_classes(build, params, pictures, tmp_path):
@@ -536,10 +536,10 @@ def test_supcon_learns_the_classes(build, params, pictures, tmp_path):
 def test_semi_supcon_learns_the_classes_from_the_few_labels(params, pictures, tmp_path):
     """A tenth of the labels, against none of them and all else equal."""
     few, none = (
-        pretrained(pictures, params, "semi_supcon", tmp_path, 120, strength=0.5, lambda_1=weight)[0]
+        pretrained(pictures, params, "semi_supcon", tmp_path, 120, strength=0.2, lambda_1=weight)[0]
         for weight in (1.0, 0.0)
     )
-    assert separation(few, pictures) > separation(none, pictures) + 0.02
+    assert separation(few, pictures) > separation(none, pictures) + 0.04
 
 
 # ---- lightly

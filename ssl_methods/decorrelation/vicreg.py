@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
 from ..modalities import image
-from ..parts import gather, in_float32, mlp
+from ..parts import covariance, gather, in_float32, mlp
 
 EPSILON = 1e-4
 
@@ -32,8 +32,8 @@ def variance_loss(z: Tensor) -> Tensor:
 @in_float32
 def covariance_loss(z: Tensor) -> Tensor:
     """Eq. (4), c. z: (N, D)."""
-    covariance = gather(z).T.cov().fill_diagonal_(0)  # (D, D)
-    return covariance.square().sum() / len(covariance)
+    c = covariance(gather(z)).fill_diagonal_(0)  # (D, D)
+    return c.square().sum() / len(c)
 
 
 @in_float32

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import gather, in_float32, mlp, spread
+from ..parts import covariance, gather, in_float32, mlp, spread
 
 
 def whiten(v: Tensor, shrinkage: float) -> Tensor:
     """Eq. (4): (N, D) to the same with zero mean and, if `shrinkage` is 0, the identity as covariance."""
     identity = torch.eye(v.shape[1], device=v.device)
-    covariance = torch.lerp(v.T.cov(), identity, shrinkage)  # (D, D)
-    factor = torch.linalg.cholesky_ex(covariance).L  # unchecked: a check would wait for the device
+    shrunk = torch.lerp(covariance(v), identity, shrinkage)  # (D, D)
+    factor = torch.linalg.cholesky_ex(shrunk).L  # unchecked: a check would wait for the device
     return torch.linalg.solve_triangular(factor, (v - v.mean(0)).T, upper=False).T
 
 
