@@ -88,3 +88,9 @@ def spread(z: Tensor) -> Tensor:
     """
     z = F.normalize(z.detach().float(), dim=1)  # (N, D)
     return z.std(0).mean() * z.shape[1] ** 0.5
+
+
+def covariance(z: Tensor) -> Tensor:
+    """Of the features z (N, D), over N - 1: (D, D). Unlike `torch.cov`, it never waits for the device."""
+    z = z - z.mean(0)
+    return z.T @ z / (len(z) - 1)

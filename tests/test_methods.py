@@ -255,4 +255,4 @@ def test_a_method_without_a_labels_column_gets_none(tmp_path, pictures):
     for name in families():
         method = ssl_methods.load(name)
         batch = Columns(tmp_path, method.columns, torch.device("cpu")).rows(torch.arange(2)) if method.columns else {}
-        assert ("label" in batch) == (name == "supervised")
+        assert ("label" in batch) == (name in {"supervised", "supcon", "semi_supcon"})
