@@ -88,3 +88,13 @@ def spread(z: Tensor) -> Tensor:
     """
     z = F.normalize(z.detach().float(), dim=1)  # (N, D)
     return z.std(0).mean() * z.shape[1] ** 0.5
+
+
+@in_float32
+def swapped(targets: Tensor, logits: Tensor) -> Tensor:
+    """The cross-entropy of every view with the target of every *other* view, averaged over these pairs and the batch.
+
+    targets: (G, N, K), distributions for the first G views; logits: (V, N, K), of all V views.
+    """
+    cross = -torch.einsum("gnk,vnk->gv", targets, logits.log_softmax(-1)) / logits.shape[1]  # (G, V)
+    return (cross.sum() - cross.diagonal().sum()) / (cross.numel() - len(targets))
