@@ -279,90 +279,92 @@ def test_kmeans_finds_what_lies_together():
     torch.manual_seed(0)
     groups = torch.arange(3).repeat(40)
     z = F.normalize(torch.eye(3, 8)[groups] + 0.1 * torch.randn(120, 8), dim=1)
-    found = [spherical_kmeans(z, 3, 10)[1] for _ in range(10)]  # it may start with two in one group
+    found = [(z @ spherical_kmeans(z, 3, 10).T).argmax(1) for _ in range(10)]  # it may start with two in one group
     same = groups[:, None] == groups
     assert sum(torch.equal(f[:, None] == f, same) for f in found) >= 2
 
 
 def test_kmeans_is_lloyds_algorithm_on_the_sphere():
-    z = F.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    closeness, before = [], torch.empty(0)
+    z, closeness, groups = F.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=1), [], None
     for iterations in range(6):
-        torch.manual_seed(1)
-        centroids, nearest = spherical_kmeans(z, 6, iterations)
-        closeness.append((z @ centroids.T).amax(1).mean().item())
+        torch.manual_seed(1)  # the same start
+        centroids = spherical_kmeans(z, 6, iterations)
         torch.testing.assert_close(centroids.norm(dim=1), torch.ones(6))
-        assert torch.equal(nearest, torch.cdist(z, centroids).argmin(1))
-        if iterations:
-            for k in range(6):  # of the groups before it
-                members = z[before == k]
-                torch.testing.assert_close(centroids[k], members.sum(0) / members.sum(0).norm())
-        before = nearest
+        for k in range(6) if iterations else ():
+            total = z[groups == k].sum(0)
+            torch.testing.assert_close(centroids[k], total / total.norm())
+        groups = torch.cdist(z, centroids).argmin(1)
+        closeness.append((z @ centroids.T).amax(1).mean().item())
     assert closeness == sorted(closeness)
     assert closeness[-1] > closeness[0] + 0.02
 
 
-def test_kmeans_leaves_an_empty_group_where_it_is():
-    z = F.normalize(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), dim=1)
-    centroids, nearest = spherical_kmeans(z, 3, 5)  # two of the three lie in one place
-    torch.testing.assert_close(centroids.sort(0).values, z.sort(0).values)
-    assert nearest[0] == nearest[1] != nearest[2]
+def test_kmeans_leaves_an_empty_group_where_it_is_and_passes_over_zeros():
+    z = F.normalize(torch.tensor([[1.0, 0], [0, 0], [1, 0], [0, 0], [0, 1], [0, 0]]), dim=1)
+    for _ in range(5):
+        centroids = spherical_kmeans(z, 3, 5)  # two of the three lie in one place
+        torch.testing.assert_close(centroids.sort(0).values, torch.tensor([[0.0, 0], [1, 0], [1, 1]]))
+        assert (centroids.norm(dim=1) == 1).all()
 
 
-def test_group_loss_is_the_cross_entropy_of_what_has_a_group():
+def test_group_loss_is_the_cross_entropy_of_the_nearest_group_of_what_is_known():
     torch.manual_seed(0)
-    z, prototypes = torch.randn(2, 4, 3, requires_grad=True), torch.randn(3, 5, 3)
-    groups = torch.tensor([[0, 4, -1, 2], [1, 1, -1, 3], [2, -1, 0, 0]])
-    slow = mean(
-        [
-            slow_cross_entropy(F.one_hot(groups[g, n], 5), z[v, n] @ prototypes[g].T / 0.1)
-            for v, g, n in itertools.product(range(2), range(3), range(4))
-            if groups[g, n] >= 0
-        ]
-    )
-    same_with_gradients(group_loss(z, prototypes, groups, 0.1), slow, z)
+    z, prototypes, known = torch.randn(2, 4, 3, requires_grad=True), torch.randn(3, 5, 3), torch.randn(3, 4, 3)
+    terms = []
+    for v, g, n in itertools.product(range(2), range(3), range(4)):
+        group = max(range(5), key=lambda k, g=g, n=n: prototypes[g, k].dot(known[g, n]).item())
+        terms.append(slow_cross_entropy(F.one_hot(torch.tensor(group), 5), z[v, n] @ prototypes[g].T / 0.1))
+    same_with_gradients(group_loss(z, prototypes, known, 0.1), mean(terms), z)
 
 
 def test_group_loss_has_its_closed_forms():
-    z, groups = torch.eye(4)[None], torch.arange(4)[None]
-    assert group_loss(z, torch.ones(1, 7, 4), groups, 0.1).item() == pytest.approx(math.log(7), rel=1e-6)
-    expected = -10 + math.log(math.exp(10) + 3)
-    assert group_loss(z, torch.eye(4)[None], groups, 0.1).item() == pytest.approx(expected, abs=1e-6)
-    assert group_loss(z, torch.eye(4)[None], torch.full((1, 4), -1), 0.1).item() == 0
+    z = torch.eye(4)[None]
+    assert group_loss(z, torch.ones(1, 7, 4), z, 0.1).item() == pytest.approx(math.log(7), rel=1e-6)
+    agreed = -1 / 0.5 + math.log(math.exp(1 / 0.5) + 3)
+    assert group_loss(z, z, z, 0.5).item() == pytest.approx(agreed, rel=1e-5)
+    assert group_loss(z, z, z.roll(1, 1), 0.5).item() == pytest.approx(agreed + 1 / 0.5, rel=1e-5)
 
 
 def test_deepcluster_remembers_before_it_learns(params, pictures):
     method = made(params, "deepcluster", prototypes=4, rounds=2, groupings=3)
     for step, batch in enumerate(batches(pictures, 3)):
         method.progress = 0.1 * step
-        loss, _ = method(batch)
-        assert not loss.requires_grad
+        assert not method(batch)[0].requires_grad
         method.after_step()
         torch.testing.assert_close(method.memory[:, batch["index"]], method.latest)
         assert not method.memory[:, batch["index"].max() + 1 :].any()
-        assert (method.groups == -1).all()
+    assert not method.prototypes.any()
     method(batch)
     method.progress = 0.5
     method.after_step()
-    assert (method.groups[:, :24] >= 0).all()
-    assert (method.groups[:, 24:] == -1).all()  # those it has not seen
-    for i in range(3):
-        nearest = (method.memory[i % 2, :24] @ method.prototypes[i].T).argmax(1)
-        assert torch.equal(method.groups[i, :24], nearest)
+    torch.testing.assert_close(method.prototypes.norm(dim=2), torch.ones(3, 4))
     loss, _ = method(batch)
     assert loss.requires_grad
 
 
+def test_deepcluster_groups_by_what_it_saw_last(params, pictures, monkeypatch):
+    method, given = made(params, "deepcluster", prototypes=4, groupings=3), []
+    monkeypatch.setattr("ssl_methods.clustering.deepcluster.group_loss", lambda *a: given.append(a[2]) or a[0].sum())
+    first, second = batches(pictures, 2)
+    method(first)
+    method.after_step()
+    remembered = method.memory[:, first["index"]].clone()
+    mixed = {key: torch.cat([first[key], second[key]]) for key in first}
+    method(mixed)
+    torch.testing.assert_close(given[-1][:, :8], remembered[[0, 1, 0]])
+    torch.testing.assert_close(given[-1][:, 8:], method.latest[[0, 1, 0], 8:])  # never seen before
+    assert not torch.equal(given[-1][:, :8], method.latest[[0, 1, 0], :8])
+
+
 def test_deepclusters_groups_hold_for_a_round(params, pictures):
-    method, batch = made(params, "deepcluster", prototypes=4, rounds=4), next(batches(pictures, 1))
-    groups = []
+    method, batch, prototypes = made(params, "deepcluster", prototypes=4, rounds=4), next(batches(pictures, 1)), []
     for step in range(8):
         method.progress = step / 8
         method(batch)
         method.progress = (step + 1) / 8
         method.after_step()
-        groups.append(method.prototypes.clone())
-    changed = [not torch.equal(a, b) for a, b in itertools.pairwise(groups)]
+        prototypes.append(method.prototypes.clone())
+    changed = [not torch.equal(a, b) for a, b in itertools.pairwise(prototypes)]
     assert changed == [True, False, True, False, True, False, True]
 
 
