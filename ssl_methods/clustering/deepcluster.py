@@ -3,8 +3,8 @@
 Caron, Bojanowski, Joulin, Douze. Deep Clustering for Unsupervised Learning of Visual Features. ECCV 2018.
 https://arxiv.org/abs/1807.05520, in its second version: Caron et al. 2020, https://arxiv.org/abs/2006.09882, Appendix
 
-    max_C  sum_n  max_k  c_k . z_n,  |c_k| = 1                             spherical k-means; z_n: the feature of picture
-    y_n = argmax_k c_k . z_n                                               n as it was when last seen
+    max_C  sum_n  max_k  c_k . z_n,  |c_k| = 1                             spherical k-means of z_n: the feature of
+    y_n = argmax_k c_k . z_n                                               picture n as it was when last seen
     L = - log  exp(c_y . z / T) / sum_k exp(c_k . z / T)                   the mean over views and several groupings
 
 Pictures are sorted `rounds` times in a run, which is once an epoch in the paper. In the first round they are only
