@@ -11,8 +11,8 @@ ICCV 2021. https://arxiv.org/abs/2104.14294
 
 The encoder that is evaluated is the teacher's, as in the paper.
 
-Departs from the paper: the head has batch-norm and ReLU, as its ResNets do; all views are distorted alike (no blur and
-no solarisation on small pictures); local crops have half the side of global ones.
+Departs from the paper: the head has batch-norm and ReLU, which suits a ResNet; all views are distorted alike (no blur
+and no solarisation on small pictures); local crops have half the side of global ones.
 """
 
 import math
