@@ -185,3 +185,12 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.pixels(x))  # (N, D)
+
+
+def blanked(encoder: ViT, x: Tensor, hidden: Tensor, blank: Tensor) -> Tensor:
+    """What enters a ViT's transformer when the vector `blank` (D,) stands for the hidden patches.
+
+    Pictures (N, 3, H, W) and `hidden` (N, L), true where hidden, to tokens (N, L, D).
+    """
+    h = encoder.embed(patchify(centre(x), encoder.patch))  # (N, L, D)
+    return torch.where(hidden[:, :, None], blank.to(h.dtype), h) + encoder.positions

@@ -94,3 +94,13 @@ def covariance(z: Tensor) -> Tensor:
     """Of the features z (N, D), over N - 1: (D, D). Unlike `torch.cov`, it never waits for the device."""
     z = z - z.mean(0)
     return z.T @ z / (len(z) - 1)
+
+
+@in_float32
+def swapped(targets: Tensor, logits: Tensor) -> Tensor:
+    """The cross-entropy of every view with the target of every *other* view, averaged over these pairs and the batch.
+
+    targets: (G, N, K), distributions for the first G views; logits: (V, N, K), of all V views.
+    """
+    cross = -torch.einsum("gnk,vnk->gv", targets, logits.log_softmax(-1)) / logits.shape[1]  # (G, V)
+    return (cross.sum() - cross.diagonal().sum()) / (cross.numel() - len(targets))
