@@ -88,3 +88,9 @@ def spread(z: Tensor) -> Tensor:
     """
     z = F.normalize(z.detach().float(), dim=1)  # (N, D)
     return z.std(0).mean() * z.shape[1] ** 0.5
+
+
+def widths_of_maps(encoder: nn.Module, size: int) -> list[int]:
+    """The widths of the encoder's `maps` of pictures of that size; the encoder itself is left as it is."""
+    sketch = copy.deepcopy(encoder).to("meta").eval()  # shapes without numbers
+    return [m.shape[1] for m in sketch.maps(torch.empty(1, 3, size, size, device="meta"))]
