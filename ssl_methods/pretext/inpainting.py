@@ -53,6 +53,8 @@ class Inpainting(Method):
         self.decoder = Decoder(encoder.dim, width, size)  # d
         self.side, self.margin = round(missing * size), round(margin * size)
         self.margin_weight, self.strength = margin_weight, strength
+        if self.side + 2 * self.margin > size:
+            raise ValueError(f"`missing` {missing} and `margin` {margin} on both sides are more than the whole picture")
 
     def forward(self, batch):
         x = image.light_view(image.unit(batch["image"]), self.strength)  # (N, 3, H, W)
