@@ -194,3 +194,57 @@ def blanked(encoder: ViT, x: Tensor, hidden: Tensor, blank: Tensor) -> Tensor:
     """
     h = encoder.embed(patchify(centre(x), encoder.patch))  # (N, L, D)
     return torch.where(hidden[:, :, None], blank.to(h.dtype), h) + encoder.positions
+
+
+class Pixels(nn.Module):
+    """The pixels themselves, with nothing to train: pictures are first reduced to side x side."""
+
+    def __init__(self, *, side: Count = 32):
+        super().__init__()
+        self.side, self.dim = side, 3 * side * side
+
+    def depths(self, x: Tensor) -> list[Tensor]:
+        return [self(x)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(centre(x), self.side).flatten(1)  # (N, 3 * side * side)
+
+
+class Dictionary(nn.Module):
+    """How near each patch of a picture is to each of `width` centroids, summed over the picture's four quadrants.
+
+    K-means fills it. Coates, Lee, Ng. An Analysis of Single-Layer Networks in Unsupervised Feature Learning. AISTATS
+    2011. https://proceedings.mlr.press/v15/coates11a.html
+    """
+
+    def __init__(self, *, patch: Count = 6, width: Count = 1600):
+        super().__init__()
+        self.patch, self.dim = patch, 4 * width
+        values = 3 * patch * patch  # P
+        self.mean = nn.Parameter(torch.zeros(values))
+        self.whitening = nn.Parameter(torch.eye(values))
+        self.centroids = nn.Parameter(torch.randn(width, values))  # (K, P)
+
+    def normalise(self, patches: Tensor) -> Tensor:
+        """Each patch (..., P) to zero mean and unit variance, where it has any: 10 is little on the scale of 0..255."""
+        centred = 255 * (patches - patches.mean(-1, keepdim=True))
+        return centred / (centred.square().mean(-1, keepdim=True) + 10).sqrt()
+
+    def whiten(self, patches: Tensor) -> Tensor:
+        """(..., P) -> (..., P)"""
+        return (patches - self.mean) @ self.whitening
+
+    def activation(self, x: Tensor) -> Tensor:
+        """The triangle: by how much each centroid is nearer than the mean one. (N, 3, H, W) -> (N, places, K)"""
+        patches = self.whiten(self.normalise(F.unfold(x, self.patch).mT))  # (N, places, P)
+        distance = torch.cdist(patches.flatten(0, 1), self.centroids).unflatten(0, patches.shape[:2])
+        return F.relu(distance.mean(2, keepdim=True) - distance)
+
+    def depths(self, x: Tensor) -> list[Tensor]:
+        return [self(x)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = (x.shape[2] - self.patch + 2) // 2  # of the places where a patch may begin
+        near, far = slice(half + self.patch - 1), slice(half, None)
+        quadrants = [x[:, :, rows, cols] for rows in (near, far) for cols in (near, far)]
+        return torch.cat([self.activation(quadrant).sum(1) for quadrant in quadrants], dim=1)  # (N, 4 * K)

@@ -104,3 +104,9 @@ def swapped(targets: Tensor, logits: Tensor) -> Tensor:
     """
     cross = -torch.einsum("gnk,vnk->gv", targets, logits.log_softmax(-1)) / logits.shape[1]  # (G, V)
     return (cross.sum() - cross.diagonal().sum()) / (cross.numel() - len(targets))
+
+
+def widths_of_maps(encoder: nn.Module, size: int) -> list[int]:
+    """The widths of the encoder's `maps` of pictures of that size; the encoder itself is left as it is."""
+    sketch = copy.deepcopy(encoder).to("meta").eval()  # shapes without numbers
+    return [m.shape[1] for m in sketch.maps(torch.empty(1, 3, size, size, device="meta"))]

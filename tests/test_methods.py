@@ -29,6 +29,8 @@ SMALL = {
     "ResNet": {"architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1},
     "ViT": {"architecture": "ViT", "patch": 4, "width": 32, "depth": 2, "heads": 2},
     "Projection": {"architecture": "Projection", "side": 4, "width": 8},
+    "Pixels": {"architecture": "Pixels", "side": 8},
+    "Dictionary": {"architecture": "Dictionary", "patch": 6, "width": 20},
 }
 TRAINING = Training(encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, warmup=0.1)
 

@@ -248,3 +248,39 @@ def _weighted_sum(weights: Tensor, terms: list[Tensor]) -> Tensor:
     for weight, term in zip(weights[1:], terms[1:], strict=True):
         total.addcmul_(weight, term)
     return total
+
+
+def cut(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """Squares of whole pixels, M of each picture: `top` and `left` int64 (N, M) -> (N, M, 3, side, side)."""
+    picture, step = torch.arange(len(x), device=x.device), torch.arange(side, device=x.device)
+    rows, cols = (
+        top[:, :, None, None] + step[:, None],
+        left[:, :, None, None] + step,
+    )  # (N, M, side, 1), (N, M, 1, side)
+    return x.permute(0, 2, 3, 1)[picture[:, None, None, None], rows, cols].movedim(4, 2)
+
+
+def affine(x: Tensor, matrix: Tensor) -> Tensor:
+    """The picture at `matrix` (N, 2, 3) times (x, y, 1), where x and y run from -1 to 1: bilinear, edges repeated.
+
+    It is `grid_sample` of `affine_grid`, whose matrix product would be rounded under autocast.
+    """
+    row, col = (((torch.arange(n, device=x.device) + 0.5) * 2 / n - 1) for n in x.shape[2:])
+    along, across, shift = (m[:, None, None] for m in matrix.unbind(2))  # (N, 1, 1, 2) each
+    grid = along * col[:, None] + across * row[:, None, None] + shift  # (N, H, W, 2)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+XYZ = (  # of linear sRGB's red, green and blue (IEC 61966-2-1)
+    (0.4124564, 0.3575761, 0.1804375),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339, 0.1191920, 0.9503041),
+)
+
+
+def lab(x: Tensor) -> Tensor:
+    """sRGB to CIE 1976 L*a*b* with its white D65: L in 0..100, a from green to red, b from blue to yellow."""
+    r, g, b = torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).unbind(1)  # linear, (N, H, W)
+    t = torch.stack([(wr * r + wg * g + wb * b) / (wr + wg + wb) for wr, wg, wb in XYZ])  # 1 where white
+    x, y, z = torch.where(t > (6 / 29) ** 3, t ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
