@@ -185,3 +185,10 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.pixels(x))  # (N, D)
+
+
+def unpatchify(patches: Tensor, patch: int) -> Tensor:
+    """What `patchify` made of square pictures, put together again: (N, L, 3 * patch * patch) -> (N, 3, H, H)."""
+    side = round(patches.shape[1] ** 0.5)
+    x = patches.unflatten(2, (3, patch, patch)).unflatten(1, (side, side))  # (N, rows, columns, 3, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), 3, side * patch, side * patch)

@@ -88,3 +88,9 @@ def spread(z: Tensor) -> Tensor:
     """
     z = F.normalize(z.detach().float(), dim=1)  # (N, D)
     return z.std(0).mean() * z.shape[1] ** 0.5
+
+
+def held(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """module(*inputs), with gradients to the inputs alone: the module stands still while others learn from it."""
+    constants = {name: p.detach() for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, constants, inputs)
