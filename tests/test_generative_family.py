@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,8 +30,8 @@ def seeded() -> None:
 def learned(params, pictures, tmp_path_factory):
     """Each method after a short training, trained once: name -> (method, curve)."""
     recipes = {
-        "vae": {"steps": 240, "lr": 1e-2},
-        "gan": {"steps": 400, "lr": 2e-3},
+        "vae": {"steps": 200, "lr": 1e-2, "beta": 0.1},
+        "gan": {"steps": 300, "lr": 2e-3, "latent": 4},
         "diffusion": {"steps": 200, "lr": 5e-3},
         "image_gpt": {"steps": 160},
     }
@@ -229,19 +228,23 @@ def test_bigans_generator_draws_what_the_data_looks_like_and_its_encoder_finds_t
 # ---- Diffusion
 
 
-def test_diffusions_schedule_is_the_product_of_what_each_step_keeps():
-    kept, product = schedule(), 1.0
-    for t in range(STEPS):
-        product *= 1 - (1e-4 + (0.02 - 1e-4) * t / (STEPS - 1))
-        assert kept[t].item() == pytest.approx(product, rel=1e-5)
-    assert kept[0].item() == pytest.approx(0.9999)
-    assert kept[-1] < 5e-5  # Section 4: all but nothing of the picture is left
+def test_diffusions_schedule_is_the_cosine_that_its_paper_states():
+    def f(t: int) -> float:
+        return math.cos((t / STEPS + 0.008) / (1 + 0.008) * math.pi / 2) ** 2
+
+    kept = schedule()
+    for t in range(1, STEPS + 1):
+        assert kept[t - 1].item() == pytest.approx(f(t) / f(0), rel=1e-5, abs=1e-9)
+    assert kept[0].item() == pytest.approx(1, abs=1e-4)  # hardly any noise, and at the end nothing but noise
+    assert kept[-1].item() == pytest.approx(0, abs=1e-9)
+    assert (kept.diff() < 0).all()
 
 
 def test_diffusion_in_one_stride_is_diffusion_step_by_step():
     """Eq. (2), x_t ~ N(sqrt(1 - beta_t) x_{t-1}, beta_t), repeated, has the mean and variance of Eq. (4)."""
-    mean, variance = 1.0, 0.0
-    for beta in np.linspace(1e-4, 0.02, STEPS)[:300]:
+    kept, mean, variance = [1.0, *schedule().tolist()], 1.0, 0.0
+    for t in range(1, 301):
+        beta = 1 - kept[t] / kept[t - 1]
         mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
     x, noise = torch.full((20000, 1, 1, 1), 0.7), torch.randn(20000, 1, 1, 1)
     noisy = diffuse(x, noise, schedule()[torch.full((20000,), 299), None, None, None])
@@ -280,7 +283,7 @@ def test_diffusion_finds_most_of_the_noise_and_restores_pictures(learned, pictur
     assert curve[-1]["loss"] < 0.25  # to find none leaves 1
     shown = method.draw({"image": pictures})
     before, after = (F.mse_loss(shown[name], shown["truth"]).item() for name in ("input", "output"))
-    assert after < 0.5 * min(before, mean_picture_error(pictures))
+    assert after < 0.2 * before
 
 
 # ---- Image GPT
