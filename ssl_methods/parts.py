@@ -110,3 +110,9 @@ def widths_of_maps(encoder: nn.Module, size: int) -> list[int]:
     """The widths of the encoder's `maps` of pictures of that size; the encoder itself is left as it is."""
     sketch = copy.deepcopy(encoder).to("meta").eval()  # shapes without numbers
     return [m.shape[1] for m in sketch.maps(torch.empty(1, 3, size, size, device="meta"))]
+
+
+def held(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """module(*inputs), with gradients to the inputs alone: the module stands still while others learn from it."""
+    constants = {name: p.detach() for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, constants, inputs)
