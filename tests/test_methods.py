@@ -23,7 +23,7 @@ from stages.pretrain import build_method, descend, fit
 from stages.settings import Entry, Training
 
 ROOT = Path(__file__).parent.parent
-ENTRIES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["benchmark"]["image"]["methods"]
+ENTRIES = list(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["methods"])
 FACTS = {"size": 16, "classes": 3, "rows": 256}
 SMALL = {
     "ResNet": {"architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1},
