@@ -1,4 +1,4 @@
-"""Writes runs into MLflow's store, beside the stage that computes them.   (started by stages/tracking.py)
+"""Writes runs into MLflow's store, for the stage that computes them.   (started by stages/tracking.py)
 
 A process of its own: importing mlflow takes longer than the work of many a stage, and a server out of reach should hold
 up no step of a training. It reads one call of `Recorder` per line of stdin, to its end.
@@ -50,7 +50,7 @@ class Recorder:
             self._failed = True
             warn(f"{type(error).__name__}: {error}")
 
-    def begin(self, experiment: str, tags: dict[str, str], params: dict[str, str]) -> None:
+    def begin(self, experiment: str, tags: dict[str, str], params: dict[str, str], milliseconds: int) -> None:
         """A run with these tags. One of the same key and kind that never finished is continued."""
         self._client, experiment_id = connect(store(), experiment)
         self._last, self._buffer = {}, []
@@ -63,12 +63,12 @@ class Recorder:
             for metric in unfinished[0].data.metrics:
                 self._last[metric] = max(point.step for point in self._client.get_metric_history(self._id, metric))
         else:
-            self._id = self._client.create_run(experiment_id, tags=tags).info.run_id
+            self._id = self._client.create_run(experiment_id, start_time=milliseconds, tags=tags).info.run_id
             listed = [Param(*item) for item in params.items()]
             for at in range(0, len(listed), 100):  # the most that MLflow takes in one request
                 self._client.log_batch(self._id, params=listed[at : at + 100])
 
-    def log(self, step: int, milliseconds: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, float], milliseconds: int) -> None:
         """A point for the curve of each metric. Points at or before a curve's last step are ignored."""
         for name, value in metrics.items():
             if step > self._last.get(name, -1):
@@ -86,11 +86,11 @@ class Recorder:
         for at in range(0, len(points), POINTS):
             self._client.log_batch(self._id, metrics=points[at : at + POINTS])
 
-    def end(self, status: str, state: str) -> None:
+    def end(self, status: str, state: str, milliseconds: int) -> None:
         """Closes the run with our status (ok, diverged, ...) and MLflow's state (FINISHED, FAILED)."""
         self.flush()
         self._client.set_tag(self._id, "status", status)
-        self._client.set_terminated(self._id, state)
+        self._client.set_terminated(self._id, state, end_time=milliseconds)
 
 
 def store() -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from . import recorder
 
 OFF = "off"
+PATIENCE = 60.0  # seconds until a run that lasts is written while it goes on
 
 Send = Callable[..., None]  # send(call, **arguments): one call of stages.recorder.Recorder
 
@@ -37,7 +38,8 @@ def start(
     identity = {"kind": kind, "modality": modality, "entry": name, "seed": str(seed), "key": key}
     experiment = f"{modality} sweep" if kind == "sweep" else modality
     send = nowhere if os.environ.get("MLFLOW_TRACKING_URI") == OFF else channel().send
-    send("begin", experiment=experiment, tags={**title, **tags, **identity}, params=flatten(params))
+    tags = {**title, **tags, **identity}
+    send("begin", experiment=experiment, tags=tags, params=flatten(params), milliseconds=now())
     return Run(send)
 
 
@@ -53,7 +55,7 @@ class Run:
         So a resumed run may log its whole curve again: that fills in what the killed process had not sent.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        self._send("log", step=step, milliseconds=int(time.time() * 1000), metrics=values)
+        self._send("log", step=step, metrics=values, milliseconds=now())
 
     def finish(self, status: str = "ok", **summary: float | None) -> None:
         """Ends the run with a status (ok, diverged, collapsed, ...) and its closing numbers; None is left out.
@@ -73,8 +75,13 @@ class Run:
             self._end("failed", "FAILED")
 
     def _end(self, status: str, state: str) -> None:
-        self._send("end", status=status, state=state)
+        self._send("end", status=status, state=state, milliseconds=now())
         self._send = nowhere
+
+
+def now() -> int:
+    """As MLflow counts: milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def nowhere(call: str, **arguments: Any) -> None:
@@ -82,21 +89,33 @@ def nowhere(call: str, **arguments: Any) -> None:
 
 
 class Channel:
-    """The way to a recorder: a process that starts here, and ends when it has written what this one had to say.
+    """The way to a recorder: a process that ends when it has written what this one had to say.
 
-    That may be seconds after this one has ended; nothing waits for it.
+    That may be seconds after this one has ended; nothing waits for it. It starts late, with the end of a run if that is
+    near: importing mlflow beside a computation slows both down, and beside the start of the next stage neither.
     """
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", recorder.__file__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        self._process: subprocess.Popen | None = None
+        self._waiting: list[str] = []
+        self._began = time.monotonic()
         self._lost = False
 
     def send(self, call: str, **arguments: Any) -> None:
         if self._lost:
             return
+        self._waiting.append(json.dumps([call, arguments]) + "\n")
+        if self._process or call == "end" or time.monotonic() - self._began > PATIENCE:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        if self._process is None:
+            command = [sys.executable, "-P", recorder.__file__]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        lines, self._waiting = self._waiting, []
         try:
-            print(json.dumps([call, arguments]), file=self._process.stdin, flush=True)
+            self._process.stdin.writelines(lines)
+            self._process.stdin.flush()
         except BrokenPipeError:
             self._lost = True
             recorder.warn(f"its process has ended with exit code {self._process.wait()}")

@@ -1,3 +1,6 @@
+import functools
+import io
+import json
 import os
 import shutil
 import signal
@@ -25,8 +28,9 @@ from stages.recorder import Recorder
 
 def track(seed):
     recorder = Recorder()
-    recorder.hear("begin", experiment="image", tags={"key": f"k{seed}", "kind": "pretrain"}, params={})
-    recorder.hear("end", status="ok", state="FINISHED")
+    tags = {"key": f"k{seed}", "kind": "pretrain"}
+    recorder.hear("begin", experiment="image", tags=tags, params={}, milliseconds=0)
+    recorder.hear("end", status="ok", state="FINISHED", milliseconds=1)
 
 fork = multiprocessing.get_context("fork")
 processes = [fork.Process(target=track, args=(seed,)) for seed in range(3)]
@@ -236,8 +240,8 @@ def test_a_process_of_its_own_writes_the_run(runs, tmp_path):
     assert curve(client, stored) == [(1, 0.5)]
 
 
-def test_what_a_killed_stage_has_logged_is_kept_and_its_run_stays_open(runs, tmp_path):
-    code = TRACK + "    import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+def test_what_a_stage_that_is_killed_late_has_logged_is_kept_and_its_run_stays_open(runs, tmp_path):
+    code = f"from stages import tracking; tracking.PATIENCE = 0{TRACK}    import os; os.kill(os.getpid(), 9)"
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run_python(code, tmp_path)
     assert caught.value.returncode == -signal.SIGKILL
@@ -251,6 +255,31 @@ def test_a_recorder_that_dies_costs_one_warning(tmp_path):
     code = f"{TRACK}recorder = tracking.channel()._process; recorder.kill(); recorder.wait()\n{TRACK}"
     [line] = run_python(code, tmp_path, MLFLOW_TRACKING_URI="").splitlines()
     assert line.endswith("results are not affected (its process has ended with exit code -9)")
+
+
+def test_no_process_starts_before_the_end_of_a_short_run(tmp_path, monkeypatch):
+    """Beside the computation it would slow it down."""
+    started = []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "channel", functools.cache(tracking.Channel))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: started.append(0) or SimpleNamespace(stdin=io.StringIO()))
+    with start() as run:
+        for step in range(99):
+            run.log(step, loss=1.0)
+        assert not started
+    sent = tracking.channel()._process.stdin.getvalue().splitlines()
+    assert len(started) == 1
+    assert [json.loads(line)[0] for line in sent] == ["begin", *["log"] * 100, "end"]
+
+
+def test_a_run_keeps_its_times_however_late_it_is_written(runs, monkeypatch):
+    clock = iter([5_000, 6_000, 7_000, 8_000])
+    monkeypatch.setattr(tracking, "now", lambda: next(clock))
+    with start() as run:
+        run.log(1, loss=1.0)
+    client, [stored] = runs()
+    assert (stored.info.start_time, stored.info.end_time) == (5_000, 8_000)
+    assert [point.timestamp for point in client.get_metric_history(stored.info.run_id, "loss")] == [6_000]
 
 
 def test_off_starts_no_process(tmp_path, monkeypatch):
