@@ -1,17 +1,15 @@
 """Diffusion: to find the noise in a picture at any strength of noise, one must know what pictures look like.
 
 Ho, Jain, Abbeel. Denoising Diffusion Probabilistic Models. NeurIPS 2020. https://arxiv.org/abs/2006.11239
-with the schedule of Nichol, Dhariwal. Improved Denoising Diffusion Probabilistic Models. ICML 2021, made for small
-pictures. https://arxiv.org/abs/2102.09672
 
-    kept_t = cos^2((t / T + 0.008) / 1.008 pi / 2) / (the same at t = 0)   the cosine schedule, Eq. (17) of the second
+    kept_t = product over s <= t of (1 - beta_s)                           beta from 1e-4 to 0.02 in T = 1000 steps
     x_t = sqrt(kept_t) x + sqrt(1 - kept_t) e,  e ~ N(0, 1)                Eq. (4), x: pixels from -1 to 1
-    L = || e - d(f(x_t), x_t, t) ||^2 / (number of pixel values)           Eq. (14), t uniform on 1 ... T = 1000
+    L = || e - d(f(x_t), x_t, t) ||^2 / (number of pixel values)           Eq. (14), t uniform
     x ~ (x_t - sqrt(1 - kept_t) d) / sqrt(kept_t)                          Eq. (15), what the answer says of the picture
 
 Departs from the paper: the U-Net's contracting half is the encoder f, whose maps after each stage go to the expanding
-half d; f is not told the time t. One convolution for each size in d, no attention, no average of the weights. The
-features are those of pictures without noise.
+half d; f is not told the time t, and there is no attention and no average of the weights. The features are those of
+pictures without noise.
 """
 
 import math
@@ -29,9 +27,7 @@ TIME = 128  # the width of the embedding of t
 
 def schedule() -> Tensor:
     """kept_t at t = 1..T, (T,): how much of a picture's variance the noise has left."""
-    angle = (torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008 * math.pi / 2
-    kept = angle.cos().square()
-    return (kept[1:] / kept[0]).float()
+    return (1 - torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64)).cumprod(0).float()
 
 
 def diffuse(x: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
@@ -57,12 +53,15 @@ class Expand(nn.Module):
     def __init__(self, inputs: int, joined: int, outputs: int):
         super().__init__()
         self.time = nn.Linear(TIME, outputs)
-        self.conv = nn.Conv2d(inputs + joined, outputs, 3, padding=1)
-        self.norm = nn.GroupNorm(math.gcd(8, outputs), outputs)
+        self.conv1 = nn.Conv2d(inputs + joined, outputs, 3, padding=1)
+        self.norm1 = nn.GroupNorm(math.gcd(8, outputs), outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm2 = nn.GroupNorm(math.gcd(8, outputs), outputs)
 
     def forward(self, h: Tensor, other: Tensor, time: Tensor) -> Tensor:
         h = torch.cat([F.interpolate(h, size=other.shape[2:]), other], dim=1)
-        return F.silu(self.norm(self.conv(h)) + self.time(time)[:, :, None, None])
+        h = F.silu(self.norm1(self.conv1(h)) + self.time(time)[:, :, None, None])
+        return F.silu(self.norm2(self.conv2(h)))
 
 
 class Diffusion(Method):
@@ -98,7 +97,7 @@ class Diffusion(Method):
     @torch.no_grad()
     def draw(self, batch):
         x = image.unit(batch["image"])  # (N, 3, H, W)
-        t = torch.full((len(x),), STEPS // 2, device=x.device)  # half of the variance is noise
+        t = torch.full((len(x),), STEPS // 4, device=x.device)  # when about half of the variance is noise
         kept = self.kept[t, None, None, None]
         noisy = diffuse(x * 2 - 1, torch.randn_like(x), kept)
         found = restore(noisy, self.find_noise(noisy, t).float(), kept)
