@@ -187,15 +187,6 @@ class Projection(nn.Module):
         return self.linear(self.pixels(x))  # (N, D)
 
 
-def blanked(encoder: ViT, x: Tensor, hidden: Tensor, blank: Tensor) -> Tensor:
-    """What enters a ViT's transformer when the vector `blank` (D,) stands for the hidden patches.
-
-    Pictures (N, 3, H, W) and `hidden` (N, L), true where hidden, to tokens (N, L, D).
-    """
-    h = encoder.embed(patchify(centre(x), encoder.patch))  # (N, L, D)
-    return torch.where(hidden[:, :, None], blank.to(h.dtype), h) + encoder.positions
-
-
 class Pixels(nn.Module):
     """The pixels themselves, with nothing to train: pictures are first reduced to side x side."""
 
@@ -248,10 +239,3 @@ class Dictionary(nn.Module):
         near, far = slice(half + self.patch - 1), slice(half, None)
         quadrants = [x[:, :, rows, cols] for rows in (near, far) for cols in (near, far)]
         return torch.cat([self.activation(quadrant).sum(1) for quadrant in quadrants], dim=1)  # (N, 4 * K)
-
-
-def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """What `patchify` made of square pictures, put together again: (N, L, 3 * patch * patch) -> (N, 3, H, H)."""
-    side = round(patches.shape[1] ** 0.5)
-    x = patches.unflatten(2, (3, patch, patch)).unflatten(1, (side, side))  # (N, rows, columns, 3, patch, patch)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), 3, side * patch, side * patch)
