@@ -1,4 +1,4 @@
-"""What several tests need: small pictures, and the repository's own settings."""
+"""What several tests need: small pictures, features, and the repository's own settings."""
 
 from pathlib import Path
 
@@ -33,3 +33,10 @@ def pictures() -> Tensor:
     disc = ((y - place[:, :1]) ** 2 + (x - place[:, 1:]) ** 2 < 12).float()  # (N, 1, H, W)
     ground = (230 - 12 * y).expand(256, 3, 16, 16)
     return (disc * colour + (1 - disc) * ground).to(torch.uint8)
+
+
+@pytest.fixture
+def views() -> tuple[Tensor, Tensor]:
+    """Features of two views of six pictures, (6, 5) each, for a loss to compare."""
+    torch.manual_seed(0)
+    return torch.randn(6, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)

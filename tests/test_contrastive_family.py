@@ -31,12 +31,6 @@ NAMES = ["dcl", "nnclr", "barlow_twins", "vicreg", "w_mse", "lejepa", "semi_supc
 
 
 @pytest.fixture
-def views() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(6, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
-
-
-@pytest.fixture
 def many() -> tuple[Tensor, Tensor]:
     """Two views of more rows than features, alike and with features of different scales and means."""
     torch.manual_seed(0)

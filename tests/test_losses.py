@@ -15,12 +15,6 @@ from ssl_methods.masked.mae import hidden_error, normalise
 from ssl_methods.parts import follow, in_float32, mlp, spread, teacher_of
 
 
-@pytest.fixture
-def views() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(6, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
-
-
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.square().sum().sqrt() * b.square().sum().sqrt())
 

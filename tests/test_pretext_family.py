@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans as SklearnKMeans
+from test_losses import same_with_gradients
 from test_methods import FACTS, TRAINING, batches, pretrained, small, whole_step
 from torch import Tensor, nn
 
@@ -50,12 +51,6 @@ class Recorder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.shown = x
         return x.flatten(1)[:, : self.dim]
-
-
-def same_with_gradients(fast: Tensor, slow: Tensor, *inputs: Tensor) -> None:
-    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
-    for a, b in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 # ---- What they share of images
