@@ -168,40 +168,37 @@ class ViT(nn.Module):
         return self.tokens(x).mean(1)  # (N, D)
 
 
-class Projection(nn.Module):
-    """One linear map of the pixels, which PCA fills: pictures are first reduced to side x side."""
-
-    def __init__(self, *, side: Count = 16, width: Count = 128):
-        super().__init__()
-        self.side, self.dim = side, width
-        self.linear = nn.Linear(3 * side * side, width)
-
-    def pixels(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 3 * side * side)"""
-        return F.adaptive_avg_pool2d(centre(x), self.side).flatten(1)
+class Shallow(nn.Module):
+    """An encoder of a single stage."""
 
     def depths(self, x: Tensor) -> list[Tensor]:
         return [self(x)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.pixels(x))  # (N, D)
 
-
-class Pixels(nn.Module):
+class Pixels(Shallow):
     """The pixels themselves, with nothing to train: pictures are first reduced to side x side."""
 
     def __init__(self, *, side: Count = 32):
         super().__init__()
         self.side, self.dim = side, 3 * side * side
 
-    def depths(self, x: Tensor) -> list[Tensor]:
-        return [self(x)]
-
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(centre(x), self.side).flatten(1)  # (N, 3 * side * side)
 
 
-class Dictionary(nn.Module):
+class Projection(Shallow):
+    """One linear map of the pixels, which PCA fills: pictures are first reduced to side x side."""
+
+    def __init__(self, *, side: Count = 16, width: Count = 128):
+        super().__init__()
+        self.pixels, self.dim = Pixels(side=side), width
+        self.linear = nn.Linear(self.pixels.dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.pixels(x))  # (N, D)
+
+
+class Dictionary(Shallow):
     """How near each patch of a picture is to each of `width` centroids, summed over the picture's four quadrants.
 
     K-means fills it. Coates, Lee, Ng. An Analysis of Single-Layer Networks in Unsupervised Feature Learning. AISTATS
@@ -230,9 +227,6 @@ class Dictionary(nn.Module):
         patches = self.whiten(self.normalise(F.unfold(x, self.patch).mT))  # (N, places, P)
         distance = torch.cdist(patches.flatten(0, 1), self.centroids).unflatten(0, patches.shape[:2])
         return F.relu(distance.mean(2, keepdim=True) - distance)
-
-    def depths(self, x: Tensor) -> list[Tensor]:
-        return [self(x)]
 
     def forward(self, x: Tensor) -> Tensor:
         half = (x.shape[2] - self.patch + 2) // 2  # of the places where a patch may begin

@@ -58,6 +58,13 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
 
+@torch.no_grad()
+def enqueue(queue: Tensor, keys: Tensor) -> None:
+    """First in, first out: the keys (N, D) of all processes enter the queue (K, D), and as many of the oldest leave."""
+    newest = torch.cat([gather(keys).to(queue.dtype), queue])
+    queue.copy_(newest[: len(queue)])
+
+
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes, (N, D) -> (all N, D), with gradients; on one process, `x` itself.
 
@@ -94,6 +101,31 @@ def covariance(z: Tensor) -> Tensor:
     """Of the features z (N, D), over N - 1: (D, D). Unlike `torch.cov`, it never waits for the device."""
     z = z - z.mean(0)
     return z.T @ z / (len(z) - 1)
+
+
+class Moments(nn.Module):
+    """The mean and the covariance of rows that come in batches, kept in float64."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("products", torch.zeros(width, width, dtype=torch.float64))
+
+    def add(self, x: Tensor) -> None:
+        """The rows (N, D) of all processes."""
+        x = gather(x).double()
+        self.count += len(x)
+        self.total += x.sum(0)
+        self.products += x.T @ x
+
+    def mean(self) -> Tensor:
+        return self.total / self.count  # (D,)
+
+    def covariance(self) -> Tensor:
+        """Over the number of rows: (D, D)."""
+        mean = self.mean()
+        return self.products / self.count - mean.outer(mean)
 
 
 def widths_of_maps(encoder: nn.Module, size: int) -> list[int]:

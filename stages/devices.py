@@ -53,6 +53,21 @@ def keep_freed_memory() -> None:
 
 
 @functools.cache
+def leave_compiler_out() -> None:
+    """Keeps torch's optimizers from importing its compiler, which takes every process two seconds.
+
+    They import it only to tell it to pass them by, and nothing here compiles an optimizer. Does nothing to a torch
+    whose optimizers are made otherwise.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        if exempted := getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None):
+            exempted.__dynamo_disable = exempted  # the answer, which it would otherwise fetch from the compiler
+    for kind in (torch.optim.AdamW, torch.optim.SGD):
+        if plain := getattr(kind.step, "__wrapped__", None):
+            kind.step = torch.no_grad()(plain)
+
+
+@functools.cache
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies in bfloat16 (AVX-512 BF16 or AMX); others emulate it, slowly."""
     flags = cpu_facts().get("flags", "").split()

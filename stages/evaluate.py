@@ -48,6 +48,7 @@ def evaluate(
     Raises InputError for missing files, for weights that do not fit, and for a split without a labelled row.
     """
     devices.keep_freed_memory()
+    devices.leave_compiler_out()
     data = manifest(folder)
     if how_it_ended(models)["status"] == "diverged":
         measured = {"status": "diverged"}
@@ -167,16 +168,18 @@ def measure(
     if not classes:
         return health
 
-    kind = {"strengths": protocol.strengths, "classes": classes}
     depths = [
         [labelled(split, features[split][depth], labels[split]) for split in SPLITS]
         for depth in range(len(features["train"]))
     ]
-    probe = linear.probe(*depths[-1], **kind)
-    heights = [max(linear.choose(train, validation, **kind).values()) for train, validation, _ in depths[:-1]]
-    heights.append(probe.validation)
+    curves = [
+        linear.choose(train, validation, strengths=protocol.strengths, classes=classes)
+        for train, validation, _ in depths
+    ]
+    heights = [max(curve.values()) for curve in curves]
     chosen = max(range(len(depths)), key=lambda depth: (heights[depth], depth))  # the deepest among equals
-    probed = probe if chosen == len(depths) - 1 else linear.probe(*depths[chosen], **kind)
+    probe = linear.read(curves[-1], *depths[-1], classes=classes)
+    probed = probe if chosen == len(depths) - 1 else linear.read(curves[chosen], *depths[chosen], classes=classes)
     voted = knn.classify(*depths[-1], ks=protocol.neighbours, temperature=protocol.temperature, classes=classes)
     tested = len(depths[-1][-1][1])
     return health | {

@@ -65,6 +65,7 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
             f"{entry.name} needs labels, and {data['data']} has none; take it out of benchmark.{entry.modality}.methods"
         )
     devices.keep_freed_memory()
+    devices.leave_compiler_out()
     method = build_method(entry, facts_of(data), seed)
     columns = Columns(folder / "train", kind.columns, device)
     method.to(device, memory_format=torch.channels_last).train()

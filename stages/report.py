@@ -86,7 +86,7 @@ def leaderboard_rows(boards: list[Board]) -> Iterable[tuple]:
 
 
 def means(boards: list[Board]) -> dict[str, dict[str, dict[str, float]]]:
-    """{modality: {entry: {measure: mean over seeds}}}, in percent: what `dvc metrics diff` compares."""
+    """{modality: {entry: {measure: mean over seeds}}}, in percent: what `dvc metrics diff` can compare."""
     return {
         b.modality.name: {
             row.entry.name: {measure: round(cell.estimate.mean, 2) for measure, cell in row.cells.items()}
@@ -125,7 +125,7 @@ POINTERS = """\
 * [results.csv](results.csv): every run and measure
 * [leaderboard.csv](leaderboard.csv): means and intervals
 * [curves.csv](curves.csv): the losses
-* [summary.json](summary.json): the means, for `dvc metrics diff`"""
+* [summary.json](summary.json): the means, for `dvc metrics diff --targets reports/summary.json`"""
 
 
 def readme_table(b: Board) -> str:

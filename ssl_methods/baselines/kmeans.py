@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import Count, Method
 from ..encoders import Dictionary
 from ..modalities import image
-from ..parts import gather, in_float32
+from ..parts import Moments, enqueue, gather, in_float32
 
 
 def random_patches(x: Tensor, count: int, side: int) -> Tensor:
@@ -51,9 +51,7 @@ class KMeans(Method):
         super().__init__()
         self.encoder, self.patches = encoder.requires_grad_(False), patches
         entries, width = encoder.centroids.shape  # K, P
-        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("total", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("products", torch.zeros(width, width, dtype=torch.float64))
+        self.drawn = Moments(width)
         self.register_buffer("latest", torch.zeros(entries, width))
         self.register_buffer("members", torch.zeros(entries, 1, dtype=torch.float64))
         self.register_buffer("sums", torch.zeros(entries, width, dtype=torch.float64))
@@ -61,15 +59,12 @@ class KMeans(Method):
     def forward(self, batch):
         self.turn = self.passes_done()
         drawn = random_patches(image.unit(batch["image"]), self.patches, self.encoder.patch)
-        drawn = gather(self.encoder.normalise(drawn))  # (M, P)
-        self.latest.copy_(torch.cat([drawn, self.latest])[: len(self.latest)])
+        drawn = self.encoder.normalise(drawn)  # (M, P)
+        enqueue(self.latest, drawn)
         if self.turn == 0:
-            x = drawn.double()
-            self.seen += len(x)
-            self.total += x.sum(0)
-            self.products += x.T @ x
-            return x.var(0).sum().float(), {}  # as far as patches are from a single centroid
-        x = in_float32(self.encoder.whiten)(drawn)
+            self.drawn.add(drawn)
+            return drawn.var(0).sum(), {}  # as far as patches are from a single centroid
+        x = in_float32(self.encoder.whiten)(gather(drawn))
         distance, member = nearest(x, self.encoder.centroids)
         self.members += member.sum(0)[:, None]
         self.sums += member.double().T @ x.double()
@@ -79,9 +74,8 @@ class KMeans(Method):
         if self.passes_done() == self.turn:
             return
         if self.turn == 0:
-            mean = self.total / self.seen
-            self.encoder.mean.copy_(mean)
-            self.encoder.whitening.copy_(zca(self.products / self.seen - mean.outer(mean)))
+            self.encoder.mean.copy_(self.drawn.mean())
+            self.encoder.whitening.copy_(zca(self.drawn.covariance()))
         means, fresh = self.sums / self.members, self.encoder.whiten(self.latest)
         self.encoder.centroids.copy_(torch.where(self.members > 0, means, fresh))
         self.members.zero_()

@@ -11,6 +11,7 @@ import torch
 from .. import Method
 from ..encoders import Projection
 from ..modalities import image
+from ..parts import Moments
 
 
 class PCA(Method):
@@ -22,23 +23,16 @@ class PCA(Method):
     def __init__(self, encoder: Projection):
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        width = encoder.linear.in_features
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("total", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("products", torch.zeros(width, width, dtype=torch.float64))
+        self.pixels = Moments(encoder.linear.in_features)
 
     def forward(self, batch):
-        x = self.encoder.pixels(image.unit(batch["image"])).double()  # (N, P)
-        self.count += len(x)
-        self.total += x.sum(0)
-        self.products += x.T @ x
-        return x.var(0).sum().float(), {}  # the variance that there is to explain
+        x = self.encoder.pixels(image.unit(batch["image"]))  # (N, P)
+        self.pixels.add(x)
+        return x.var(0).sum(), {}  # the variance that there is to explain
 
     def after_step(self):
         if self.progress < 1:
             return
-        mean = self.total / self.count
-        covariance = self.products / self.count - mean.outer(mean)  # (P, P)
-        axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : self.encoder.dim].T  # (D, P)
+        axes = torch.linalg.eigh(self.pixels.covariance()).eigenvectors.flip(1)[:, : self.encoder.dim].T  # (D, P)
         self.encoder.linear.weight.copy_(axes)
-        self.encoder.linear.bias.copy_(-axes @ mean)
+        self.encoder.linear.bias.copy_(-axes @ self.pixels.mean())

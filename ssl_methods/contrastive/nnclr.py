@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import gather, in_float32, mlp
+from ..parts import enqueue, gather, in_float32, mlp
 
 
 @in_float32
@@ -65,5 +65,4 @@ class NNCLR(Method):
         return (loss1 + loss2) / 2, {}
 
     def after_step(self):
-        newest = torch.cat([gather(self.keys).float(), self.queue])
-        self.queue.copy_(newest[: len(self.queue)])  # first in, first out
+        enqueue(self.queue, self.keys)

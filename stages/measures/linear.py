@@ -6,7 +6,7 @@ which is scikit-learn's LogisticRegression with C = 1 / (rows * strength). The m
 trained by SGD it has no learning rate, no schedule and no seed to choose.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -97,8 +97,13 @@ def choose(train: Labelled, validation: Labelled, *, strengths: Iterable[float],
 
 
 def probe(train: Labelled, validation: Labelled, test: Labelled, *, strengths: Iterable[float], classes: int) -> Probe:
-    """Chooses the strength on validation data, trains on train and validation together, and then reads test, once."""
+    """Chooses the strength on validation data, and reads test with it."""
     curve = choose(train, validation, strengths=strengths, classes=classes)
+    return read(curve, train, validation, test, classes=classes)
+
+
+def read(curve: Mapping[float, float], train: Labelled, validation: Labelled, test: Labelled, *, classes: int) -> Probe:
+    """Trains on train and validation together, at the best strength of `choose`'s curve, and then reads test, once."""
     strength = best(curve)
     ((_, classifier),) = fit(joined(train, validation), strengths=[strength], classes=classes)
     predicted = classifier.predict(test[0])
@@ -107,5 +112,5 @@ def probe(train: Labelled, validation: Labelled, test: Labelled, *, strengths: I
         validation=curve[strength],
         test=accuracy(predicted, test[1]),
         correct=int((predicted == test[1]).sum()),
-        curve=curve,
+        curve=dict(curve),
     )
