@@ -132,6 +132,13 @@ def patchify(x: Tensor, patch: int) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c * patch * patch)
 
 
+def unpatchify(patches: Tensor, patch: int) -> Tensor:
+    """What `patchify` made of square pictures, put together again: (N, L, 3 * patch * patch) -> (N, 3, H, H)."""
+    side = round(patches.shape[1] ** 0.5)
+    x = patches.unflatten(2, (3, patch, patch)).unflatten(1, (side, side))  # (N, rows, columns, 3, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), 3, side * patch, side * patch)
+
+
 class ViT(nn.Module):
     """A vision transformer without a class token: features are the mean of its tokens.
 
@@ -166,6 +173,15 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tokens(x).mean(1)  # (N, D)
+
+
+def blanked(encoder: ViT, x: Tensor, hidden: Tensor, blank: Tensor) -> Tensor:
+    """What enters a ViT's transformer when the vector `blank` (D,) stands for the hidden patches.
+
+    Pictures (N, 3, H, W) and `hidden` (N, L), true where hidden, to tokens (N, L, D).
+    """
+    h = encoder.embed(patchify(centre(x), encoder.patch))  # (N, L, D)
+    return torch.where(hidden[:, :, None], blank.to(h.dtype), h) + encoder.positions
 
 
 class Shallow(nn.Module):

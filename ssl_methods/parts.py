@@ -128,7 +128,23 @@ class Moments(nn.Module):
         return self.products / self.count - mean.outer(mean)
 
 
+@in_float32
+def swapped(targets: Tensor, logits: Tensor) -> Tensor:
+    """The cross-entropy of every view with the target of every *other* view, averaged over these pairs and the batch.
+
+    targets: (G, N, K), distributions for the first G views; logits: (V, N, K), of all V views.
+    """
+    cross = -torch.einsum("gnk,vnk->gv", targets, logits.log_softmax(-1)) / logits.shape[1]  # (G, V)
+    return (cross.sum() - cross.diagonal().sum()) / (cross.numel() - len(targets))
+
+
 def widths_of_maps(encoder: nn.Module, size: int) -> list[int]:
     """The widths of the encoder's `maps` of pictures of that size; the encoder itself is left as it is."""
     sketch = copy.deepcopy(encoder).to("meta").eval()  # shapes without numbers
     return [m.shape[1] for m in sketch.maps(torch.empty(1, 3, size, size, device="meta"))]
+
+
+def held(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """module(*inputs), with gradients to the inputs alone: the module stands still while others learn from it."""
+    constants = {name: p.detach() for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, constants, inputs)

@@ -123,6 +123,31 @@ def solarize(x: Tensor, p: float) -> Tensor:
     return _sometimes(x, torch.minimum(x, 1 - x), p)
 
 
+def scaled_view(x: Tensor, scale: tuple[float, float], strength: float = 1.0) -> Tensor:
+    """SimCLR's view of a box whose area is within `scale`: multi-crop (SwAV, section 3.2) has large and small ones.
+
+    `strength` as in `simclr_view`: at 0 every box is the whole picture.
+    """
+    if strength == 0:
+        return x
+    low, high = (max(1 - (1 - end) * strength, SMALLEST_CROP) for end in scale)
+    x = crop(x, (low, high), ((3 / 4) ** strength, (4 / 3) ** strength), flip=min(0.5 * strength, 0.5))
+    amount = 0.4 * strength
+    x = jitter(x, amount, amount, amount, hue=amount / 4, p=min(0.8 * strength, 1))
+    return grey(x, p=min(0.2 * strength, 1))
+
+
+def hidden_squares(x: Tensor, side: int, square: int, share: float) -> Tensor:
+    """Which patches of a side x side grid to hide, (N, side * side), true where hidden.
+
+    In every picture the same number of squares of square x square patches: `share` of them, rounded up (SimMIM).
+    """
+    across = side // square
+    order = torch.rand(len(x), across**2, device=x.device).argsort(1)
+    hidden = (order < max(1, math.ceil(share * across**2))).unflatten(1, (across, across))
+    return hidden.repeat_interleave(square, 1).repeat_interleave(square, 2).flatten(1)
+
+
 def _uniform(x: Tensor, low: float, high: float) -> Tensor:
     """One number from [low, high] for each picture, (N,)."""
     return torch.rand(len(x), device=x.device) * (high - low) + low
@@ -228,8 +253,10 @@ def _weighted_sum(weights: Tensor, terms: list[Tensor]) -> Tensor:
 def cut(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     """Squares of whole pixels, M of each picture: `top` and `left` int64 (N, M) -> (N, M, 3, side, side)."""
     picture, step = torch.arange(len(x), device=x.device), torch.arange(side, device=x.device)
-    rows = top[:, :, None, None] + step[:, None]  # (N, M, side, 1)
-    cols = left[:, :, None, None] + step  # (N, M, 1, side)
+    rows, cols = (
+        top[:, :, None, None] + step[:, None],
+        left[:, :, None, None] + step,
+    )  # (N, M, side, 1), (N, M, 1, side)
     return x.permute(0, 2, 3, 1)[picture[:, None, None, None], rows, cols].movedim(4, 2)
 
 

@@ -1,0 +1,53 @@
+"""SimMIM: with squares of the picture blotted out, the encoder itself must say what colours they had.
+
+Xie, Zhang, Cao, Lin, Bao, Yao, Dai, Hu. SimMIM: A Simple Framework for Masked Image Modeling. CVPR 2022.
+https://arxiv.org/abs/2111.09886
+
+    L = | y_M - x_M |_1 / (values in x_M)                                  Eq. (1), x_M, y_M: pixels of hidden patches
+
+Departs from the paper: positions are fixed sines and not relative biases; crops are those of MAE.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .. import Count, Fraction, Method, NonNegative
+from ..encoders import blanked, centre, patchify
+from ..modalities import image
+from ..parts import in_float32
+
+
+@in_float32
+def absolute_error(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+    """Eq. (1). predicted, target: (N, L, P); hidden: (N, L), true where hidden."""
+    error = (predicted - target).abs().mean(-1)  # (N, L)
+    return (error * hidden).sum() / hidden.sum()
+
+
+class SimMIM(Method):
+    """Section 3; needs a ViT as the encoder. `square` is the side of what is hidden together, in patches."""
+
+    columns = ("image",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        mask: Fraction = 0.6,
+        square: Count = 2,
+        strength: NonNegative = 1.0,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.side = round(encoder.length**0.5)
+        if self.side % square:
+            raise ValueError(f"`square` {square} must divide the {self.side} patches of a side")
+        self.blank = nn.Parameter(torch.randn(encoder.dim) * 0.02)  # what stands for a hidden patch
+        self.head = nn.Linear(encoder.dim, 3 * encoder.patch**2)
+        self.mask, self.square, self.strength = mask, square, strength
+
+    def forward(self, batch):
+        x = image.light_view(image.unit(batch["image"]), self.strength)  # (N, 3, H, W)
+        hidden = image.hidden_squares(x, self.side, self.square, self.mask)  # (N, L)
+        h = self.encoder.transformer(blanked(self.encoder, x, hidden, self.blank))  # (N, L, D)
+        return absolute_error(self.head(h), patchify(centre(x), self.encoder.patch), hidden), {}
