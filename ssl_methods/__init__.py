@@ -40,6 +40,12 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """What no gradient moves: a teacher's average, a queue's next entry."""
 
+    def draw(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a method that draws makes of a batch, for people to look at: its input, where that is not the picture
+        itself, its output, and the truth. Each (N, 3, h, w); what lies outside [0, 1] is cut off.
+        """
+        return {}
+
 
 def families() -> dict[str, str]:
     """The family (folder) of every method, by name."""

@@ -1,6 +1,6 @@
 """The networks that are pretrained, frozen and evaluated.
 
-Every encoder maps a batch to features (N, D) and says D in `dim`; `depths` are the features (N, D') after each of its
+Every encoder maps a batch to features (N, D) and says D in `dim`; `depths` names the features (N, D') after each of its
 stages, the last being those. Image encoders take pictures in [0, 1] and centre them themselves, so that no method can
 forget to.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Count
+from . import Count, Fraction
 
 
 def centre(x: Tensor) -> Tensor:
@@ -41,11 +41,20 @@ class ResNet(nn.Module):
     """A residual network for small pictures: a 3x3 stem with padding 1 and no max-pooling.
 
     `width` 64 and `blocks` [2, 2, 2, 2] is the ResNet-18 of the CIFAR literature. `stride` 2 in the stem quarters the
-    cost of everything, which suits a laptop.
+    cost of everything, which suits a laptop. `noise` lists shares of variance, of pictures from -1 to 1: its depths are
+    then also the features of pictures in that much noise, where a denoiser has something to look for.
     """
 
-    def __init__(self, *, width: Count = 64, blocks: Sequence[Count] = (2, 2, 2, 2), stride: Count = 1):
+    def __init__(
+        self,
+        *,
+        width: Count = 64,
+        blocks: Sequence[Count] = (2, 2, 2, 2),
+        stride: Count = 1,
+        noise: Sequence[Fraction] = (),
+    ):
         super().__init__()
+        self.noise = noise
         self.stem = nn.Conv2d(3, width, 3, stride, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         stages, inputs = [], width
@@ -63,8 +72,14 @@ class ResNet(nn.Module):
         h = F.relu(self.norm(self.stem(h)))
         return [h := stage(h) for stage in self.stages]
 
-    def depths(self, x: Tensor) -> list[Tensor]:
-        return [h.mean((2, 3)) for h in self.maps(x)]
+    def depths(self, x: Tensor) -> dict[str, Tensor]:
+        *earlier, last = ((f"stage {i}", h.mean((2, 3))) for i, h in enumerate(self.maps(x), 1))
+        return dict([*earlier, *((f"noise {s}", self(self.noisy(x, s))) for s in self.noise), last])
+
+    def noisy(self, x: Tensor, share: float) -> Tensor:
+        """The same noise in every picture, so that what is beside it in a batch does not matter."""
+        noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)  # (3, H, W)
+        return ((1 - share) ** 0.5 * (2 * x - 1) + share**0.5 * noise + 1) / 2
 
     def forward(self, x: Tensor) -> Tensor:
         return self.maps(x)[-1].mean((2, 3))  # (N, D)
@@ -164,12 +179,12 @@ class ViT(nn.Module):
             h = h.gather(1, keep[:, :, None].expand(-1, -1, self.dim))  # (N, M, D)
         return self.transformer(h)
 
-    def depths(self, x: Tensor) -> list[Tensor]:
-        h, features = self.embed(patchify(centre(x), self.patch)) + self.positions, []
-        for block in self.transformer.blocks:
+    def depths(self, x: Tensor) -> dict[str, Tensor]:
+        h, features = self.embed(patchify(centre(x), self.patch)) + self.positions, {}
+        for i, block in enumerate(self.transformer.blocks, 1):
             h = block(h)
-            features.append(h.mean(1))
-        return [*features[:-1], self.transformer.norm(h).mean(1)]
+            features[f"block {i}"] = h.mean(1)
+        return features | {f"block {i}": self.transformer.norm(h).mean(1)}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tokens(x).mean(1)  # (N, D)
@@ -187,8 +202,8 @@ def blanked(encoder: ViT, x: Tensor, hidden: Tensor, blank: Tensor) -> Tensor:
 class Shallow(nn.Module):
     """An encoder of a single stage."""
 
-    def depths(self, x: Tensor) -> list[Tensor]:
-        return [self(x)]
+    def depths(self, x: Tensor) -> dict[str, Tensor]:
+        return {"features": self(x)}
 
 
 class Pixels(Shallow):

@@ -24,23 +24,27 @@ def mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, norm_last: b
 
 
 class Decoder(nn.Module):
-    """Features (N, D) to pictures (N, 3, size, size): from 4 x 4, doubled with a convolution each time."""
+    """Features (N, D) to pictures (N, 3, size, size): from 4 x 4, doubled with a convolution each time.
+
+    The last doubling is a sub-pixel convolution, a quarter of the price: Shi et al. 2016,
+    https://arxiv.org/abs/1609.05158
+    """
 
     def __init__(self, dim: int, width: int, size: int):
         super().__init__()
         self.size = size
         self.first = nn.Linear(dim, width * 16)
         stages, side = [], 4
-        while side < size:
+        while 2 * side < size:
             half = max(width // 2, 16)
             stages += [nn.Upsample(scale_factor=2), nn.Conv2d(width, half, 3, padding=1, bias=False)]
             stages += [nn.BatchNorm2d(half), nn.ReLU(inplace=True)]
             width, side = half, side * 2
         self.stages = nn.Sequential(*stages)
-        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        self.last = nn.Conv2d(width, 3 * 2**2, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        x = self.last(self.stages(self.first(h).unflatten(1, (-1, 4, 4))))
+        x = F.pixel_shuffle(self.last(self.stages(self.first(h).unflatten(1, (-1, 4, 4)))), 2)
         return x[..., : self.size, : self.size]  # (N, 3, H, W)
 
 

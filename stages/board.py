@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -132,20 +133,27 @@ def make_row(entry: Entry, entries: list[Entry], compared: dict[str, tuple[str, 
 
 
 def depths(entry: Entry) -> str:
-    """Which depths validation chose, as in "depth 3 of 4" when all seeds agree, or "depths 3, 4 and 4 of 4"."""
-    chosen = [run.evaluate["choices"]["depth"] for run in entry.runs if run.value(DEPTH) is not None]
-    count = max(len(run.evaluate["depths"]) for run in entry.runs if run.value(DEPTH) is not None)
-    alike = len(set(chosen)) == 1
-    return f"depth {chosen[0]} of {count}" if alike else f"depths {listed(map(str, chosen))} of {count}"
+    """Which depths validation chose, as in "stage 3", or "stage 3, stage 2 and stage 3" where seeds do not agree.
+
+    Nothing where there is nothing to choose.
+    """
+    measured = [run.evaluate for run in entry.runs if run.value(DEPTH) is not None]
+    chosen = [found["choices"]["depth"] for found in measured if len(found["depths"]) > 1]
+    return listed(chosen if len(set(chosen)) > 1 else chosen[:1])
 
 
 def gain(entry: Entry, entries: list[Entry]) -> Estimate | None:
     """What pretraining added to the first measure, paired by seed, in points; None for the untrained itself."""
-    floor = next((e for e in entries if e.method == "untrained" and e.encoder == entry.encoder), entry)
+    floor = next((e for e in entries if e.method == "untrained" and network(e) == network(entry)), entry)
     values, untrained = entry.values(FIRST), floor.values(FIRST)
     if floor is entry or not values.keys() & untrained.keys():
         return None
     return statistics.difference(values, untrained)
+
+
+def network(entry: Entry) -> dict[str, Any]:
+    """The encoder's settings that make the network. Its name does not, nor in how much noise it is read."""
+    return {key: value for key, value in entry.encoder.items() if key not in ("name", "noise")}
 
 
 def order(row: Row) -> tuple[float, str]:

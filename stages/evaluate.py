@@ -35,7 +35,7 @@ SPLITS = ("train", "validation", "test")
 ACCURACIES = ("linear", "linear_depth", "knn")  # the second at the depth of the encoder that validation prefers
 SCORES = dict.fromkeys([*ACCURACIES, "effective_rank", "spread", "features"])
 DETAILS = dict.fromkeys([f"{name}_{what}" for what in ("error", "validation") for name in ACCURACIES] + ["choices"])
-LISTS = {"depths": [], "probe": []}  # the second is a list of points, which `dvc plots` draws
+LISTS = {"depths": {}, "probe": []}  # validation accuracies by depth, and by strength in points that `dvc plots` draws
 
 
 def evaluate(
@@ -75,9 +75,10 @@ def validation_score(encoder: nn.Module, modality: str, folder: Path, protocol: 
     if not data["classes"]:
         raise InputError(f"a sweep is scored by labels, and {data['data']} has none; empty benchmark.{modality}.sweeps")
     splits = {split: first_tower(encoder, modality, folder, split, protocol) for split in ("train", "validation")}
-    if not all(depths[-1].isfinite().all() for depths, _ in splits.values()):
+    deepest = {split: (list(depths.values())[-1], labels) for split, (depths, labels) in splits.items()}
+    if not all(features.isfinite().all() for features, _ in deepest.values()):
         return None
-    train, validation = (labelled(split, depths[-1], labels) for split, (depths, labels) in splits.items())
+    train, validation = (labelled(split, *pair) for split, pair in deepest.items())
     return max(linear.choose(train, validation, strengths=protocol.strengths, classes=len(data["classes"])).values())
 
 
@@ -113,7 +114,7 @@ def load(weights: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -
 
 def first_tower(
     encoder: nn.Module, modality: str, folder: Path, split: str, protocol: Evaluation
-) -> tuple[list[Tensor], Tensor | None]:
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """The features (N, D) of a split at each depth of the modality's first tower, which stands for all; its labels."""
     device = devices.choose(protocol.device)
     towers, labels = embed(encoder, modality, folder, split, device=device, batch_size=protocol.batch_size)
@@ -122,8 +123,8 @@ def first_tower(
 
 def embed(
     encoder: nn.Module, modality: str, folder: Path, split: str, *, device: torch.device, batch_size: int
-) -> tuple[dict[str, list[Tensor]], Tensor | None]:
-    """The features of a split as it is, un-augmented: {tower: [(N, D) float32 at each depth]}, and its labels (N,).
+) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+    """The features of a split as it is, un-augmented: {tower: {depth: (N, D) float32}}, and its labels (N,).
 
     Labels are None where the data has none.
     The encoder is left on the device, in evaluation mode.
@@ -140,23 +141,27 @@ def embed(
         bar.advance(len(index))
     bar.close()
     towers = {
-        tower: [torch.cat(parts).float() for parts in zip(*(part[tower] for part in features), strict=True)]
-        for tower in features[0]
+        tower: {depth: torch.cat([part[tower][depth] for part in features]).float() for depth in depths}
+        for tower, depths in features[0].items()
     }
     return towers, torch.cat(labels) if has_labels else None
 
 
 def measure(
-    features: Mapping[str, list[Tensor]], labels: Mapping[str, Tensor | None], protocol: Evaluation, classes: int
+    features: Mapping[str, Mapping[str, Tensor]],
+    labels: Mapping[str, Tensor | None],
+    protocol: Evaluation,
+    classes: int,
 ) -> dict[str, Any]:
-    """All that is measured on {split: [(N, D) at each depth]} and {split: (N,)}, and a status. Accuracies in percent.
+    """All that is measured on {split: {depth: (N, D)}} and {split: (N,)}, and a status. Accuracies in percent.
 
-    Features are the deepest, except for `linear_depth`, where validation data choose. They are collapsed where, on
+    Features are the deepest (the last), except for `linear_depth`, where validation data choose. They are collapsed where, on
     train, their spread or their effective rank lies below the protocol's threshold.
     """
-    if not all(split.isfinite().all() for depths in features.values() for split in depths):
+    if not all(split.isfinite().all() for depths in features.values() for split in depths.values()):
         return {"status": "diverged"}
-    deepest = features["train"][-1]
+    *_, last = features["train"]
+    deepest = features["train"][last]
     rank, spreading = effective_rank(deepest), spread(deepest)
     collapsed = spreading < protocol.collapsed_spread or rank < protocol.collapsed_rank
     health = {
@@ -168,20 +173,20 @@ def measure(
     if not classes:
         return health
 
-    depths = [
-        [labelled(split, features[split][depth], labels[split]) for split in SPLITS]
-        for depth in range(len(features["train"]))
-    ]
-    curves = [
-        linear.choose(train, validation, strengths=protocol.strengths, classes=classes)
-        for train, validation, _ in depths
-    ]
-    heights = [max(curve.values()) for curve in curves]
-    chosen = max(range(len(depths)), key=lambda depth: (heights[depth], depth))  # the deepest among equals
-    probe = linear.read(curves[-1], *depths[-1], classes=classes)
-    probed = probe if chosen == len(depths) - 1 else linear.read(curves[chosen], *depths[chosen], classes=classes)
-    voted = knn.classify(*depths[-1], ks=protocol.neighbours, temperature=protocol.temperature, classes=classes)
-    tested = len(depths[-1][-1][1])
+    depths = {
+        depth: [labelled(split, features[split][depth], labels[split]) for split in SPLITS]
+        for depth in features["train"]
+    }
+    curves = {
+        depth: linear.choose(train, validation, strengths=protocol.strengths, classes=classes)
+        for depth, (train, validation, _) in depths.items()
+    }
+    heights = {depth: max(curve.values()) for depth, curve in curves.items()}
+    chosen = max(reversed(heights), key=heights.__getitem__)  # the deepest among equals
+    probe = linear.read(curves[last], *depths[last], classes=classes)
+    probed = probe if chosen == last else linear.read(curves[chosen], *depths[chosen], classes=classes)
+    voted = knn.classify(*depths[last], ks=protocol.neighbours, temperature=protocol.temperature, classes=classes)
+    tested = len(depths[last][-1][1])
     return health | {
         "linear": probe.test,
         "linear_depth": probed.test,
@@ -194,7 +199,7 @@ def measure(
         "knn_validation": voted.validation,
         "choices": {
             "strength": probe.strength,
-            "depth": chosen + 1,
+            "depth": chosen,
             "depth_strength": probed.strength,
             "k": voted.k,
             "temperature": protocol.temperature,

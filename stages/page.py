@@ -55,6 +55,7 @@ def section(board: Board) -> dict[str, Any]:
         "scatter": scatter(board, scales[FIRST].marks),
         "marks": ", ".join(scales[FIRST].marks),
         "curves": [(row.entry, plot) for row in board.methods + board.labelled if (plot := curve(row))],
+        "panels": [(row.entry, drawn) for row in board.methods if (drawn := panel(row))],
     }
 
 
@@ -92,6 +93,12 @@ def curve(row: Row) -> Markup | None:
         return None
     losses = np.array([[curve.get(x, np.nan) for x in samples] for curve in curves])
     return Markup(figures.curve(samples, losses, row.entry.family))
+
+
+def panel(row: Row) -> dict[str, str] | None:
+    """What the method drew in its first run that did: the address of an image, and what its rows show, from the top."""
+    drawn = next((run.pretrain["panel"] for run in row.entry.runs if run.pretrain.get("panel")), None)
+    return drawn and {"image": f"data:image/webp;base64,{drawn['webp']}", "shows": ", ".join(drawn["shows"])}
 
 
 def number(value: float | None, digits: int = 0) -> str:

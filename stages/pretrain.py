@@ -6,6 +6,8 @@ data/<modality>/train
 """
 
 import argparse
+import base64
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +31,7 @@ from .progress import Progress
 from .settings import Entry, InputError, Training, command
 
 CHECKPOINT_SECONDS = 30.0
+DRAWN = 6  # held-out pictures, for those methods that draw
 POINTS = 100  # on a loss curve
 STILL = 20  # steps without the least change of the loss, after which it is dead
 
@@ -192,8 +197,28 @@ def write(trained: Trained, folder: Path) -> None:
     write_json(folder / "status.json", status)
 
 
-def record(trained: Trained, entry: Entry, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What a pretraining cost and how it went, for the report."""
+def panel(method: Method, folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """What a method draws of a few held-out pictures that may be shown: a row of them for each of `shows`, as WebP.
+
+    None for a method that draws nothing.
+    """
+    if type(method).draw is Method.draw:
+        return None
+    data, columns = manifest(folder), Columns(folder / "validation", method.columns, device)
+    rows = data["show"]["validation"] if "show" in data else range(len(columns))
+    chosen = [rows[i * len(rows) // DRAWN] for i in range(min(DRAWN, len(rows)))]
+    torch.manual_seed(0)  # for holes and noise: the same in every run
+    with torch.inference_mode():
+        drawn = method.draw(columns.rows(torch.tensor(chosen, dtype=torch.long)))
+    strips = [F.pad(pictures.float().cpu(), (1, 1, 1, 1), value=1.0) for pictures in drawn.values()]
+    grid = torch.cat([torch.cat(list(strip), dim=2) for strip in strips], dim=1)  # (3, shows * h, chosen * w)
+    file = io.BytesIO()
+    Image.fromarray((grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "webp", quality=90)
+    return {"shows": list(drawn), "webp": base64.b64encode(file.getvalue()).decode()}
+
+
+def record(trained: Trained, entry: Entry, folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a pretraining on the data in `folder` cost and how it went, for the report."""
     device = devices.choose(entry.training.device)
     return {
         "status": trained.status,
@@ -206,6 +231,7 @@ def record(trained: Trained, entry: Entry, provenance: dict[str, Any]) -> dict[s
         "encoder_parameters": count(trained.method.encoder),
         "method_parameters": count(trained.method),
         "peak_memory_mb": round(devices.peak_memory_mb(device), 1),
+        "panel": panel(trained.method, folder, device) if trained.status == "ok" else None,
         "provenance": provenance,
         "curve": [{key: float(f"{value:.5g}") for key, value in point.items()} for point in trained.curve],
     }
@@ -241,9 +267,11 @@ def main() -> None:
         ) as run,
     ):
         trained = train(entry, folder, given.seed, log=run.log, keep=keep)
-        result = record(trained, entry, provenance)
+        result = record(trained, entry, folder, provenance)
         write(trained, "models" / place)
         write_json("metrics" / place / "pretrain.json", result)
+        if result["panel"]:
+            run.picture("panel.webp", result["panel"]["webp"])
         run.finish(trained.status, seconds=result["seconds"], samples_per_second=result["samples_per_second"])
     ended = trained.status if trained.status == "ok" else f"{trained.status} at step {trained.step}: {trained.cause}"
     print(f"{given.entry} {given.seed}: {ended}, {trained.seconds:.0f} s")

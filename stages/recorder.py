@@ -6,12 +6,14 @@ up no step of a training. It reads one call of `Recorder` per line of stdin, to 
 A tracker that fails costs one warning and some seconds, never the run.
 """
 
+import base64
 import fcntl
 import json
 import os
 import signal
 import sqlite3
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -85,6 +87,13 @@ class Recorder:
         self._sent = time.monotonic()
         for at in range(0, len(points), POINTS):
             self._client.log_batch(self._id, metrics=points[at : at + POINTS])
+
+    def picture(self, name: str, file: str) -> None:
+        """Keeps the file, given in base64, among the run's artifacts."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(base64.b64decode(file))
+            self._client.log_artifact(self._id, str(path))
 
     def end(self, status: str, state: str, milliseconds: int) -> None:
         """Closes the run with our status (ok, diverged, ...) and MLflow's state (FINISHED, FAILED)."""

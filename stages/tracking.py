@@ -57,6 +57,10 @@ class Run:
         values = {name: float(value) for name, value in metrics.items()}
         self._send("log", step=step, metrics=values, milliseconds=now())
 
+    def picture(self, name: str, file: str) -> None:
+        """Keeps a picture with the run: its file's bytes, in base64, under a file name."""
+        self._send("picture", name=name, file=file)
+
     def finish(self, status: str = "ok", **summary: float | None) -> None:
         """Ends the run with a status (ok, diverged, collapsed, ...) and its closing numbers; None is left out.
 

@@ -78,8 +78,8 @@ class SwAV(Method):
 
     def forward(self, batch):
         x = image.unit(batch["image"])
-        wide = image.scaled_view(x.repeat(2, 1, 1, 1), (0.14, 1), self.strength)  # (2N, 3, H, W)
-        near = image.scaled_view(x.repeat(self.crops, 1, 1, 1), (0.05, 0.14), self.strength)
+        wide = image.simclr_view(x.repeat(2, 1, 1, 1), self.strength, scale=(0.14, 1))  # (2N, 3, H, W)
+        near = image.simclr_view(x.repeat(self.crops, 1, 1, 1), self.strength, scale=(0.05, 0.14))
         near = F.avg_pool2d(near, 2)  # (crops * N, 3, H / 2, W / 2)
         z = self.projector(torch.cat([self.encoder(wide), self.encoder(near)]))
         z = F.normalize(z.float(), dim=1).chunk(2 + self.crops)  # (N, D) each

@@ -29,3 +29,7 @@ class Autoencoder(Method):
     def forward(self, batch):
         x = image.unit(batch["image"])  # (N, 3, H, W)
         return F.mse_loss(self.decoder(self.encoder(x)).float(), x), {}
+
+    def draw(self, batch):
+        x = image.unit(batch["image"])  # (N, 3, H, W)
+        return {"output": self.decoder(self.encoder(x)), "truth": x}

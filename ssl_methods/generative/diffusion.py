@@ -94,11 +94,10 @@ class Diffusion(Method):
             h = expand(h, other, time)
         return self.leave(h)
 
-    @torch.no_grad()
     def draw(self, batch):
         x = image.unit(batch["image"])  # (N, 3, H, W)
         t = torch.full((len(x),), STEPS // 4, device=x.device)  # when about half of the variance is noise
         kept = self.kept[t, None, None, None]
         noisy = diffuse(x * 2 - 1, torch.randn_like(x), kept)
         found = restore(noisy, self.find_noise(noisy, t).float(), kept)
-        return {"truth": x, "input": ((noisy + 1) / 2).clamp(0, 1), "output": ((found + 1) / 2).clamp(0, 1)}
+        return {"input": (noisy + 1) / 2, "output": (found + 1) / 2, "truth": x}

@@ -71,7 +71,6 @@ class BiGAN(Method):
         played = told_apart(made, found)  # the labels are swapped
         return judged + played, {"discriminator": judged.detach(), "players": played.detach(), "accuracy": right}
 
-    @torch.no_grad()
     def draw(self, batch):
         x = image.unit(batch["image"])  # (N, 3, H, W)
-        return {"truth": x, "output": self.generator(self.code(self.encoder(x))).sigmoid().float()}
+        return {"output": self.generator(self.code(self.encoder(x))).sigmoid(), "truth": x}

@@ -86,7 +86,6 @@ class ImageGPT(Method):
         """What each token says of the next patch: (N, 3, H, W), (N,) -> (N, L, P)."""
         return self.head(masked_tokens(self.encoder, x, prefix_causal(prefix, self.encoder.length)))
 
-    @torch.no_grad()
     def draw(self, batch):
         """Each patch as told from all true ones before it, with its own mean and deviation; the first is given."""
         x = image.unit(batch["image"])  # (N, 3, H, W)
@@ -95,4 +94,4 @@ class ImageGPT(Method):
         later = patches[:, 1:]
         deviation, mean = torch.std_mean(later, -1, correction=0, keepdim=True)
         drawn = torch.cat([patches[:, :1], predicted * deviation + mean], dim=1)
-        return {"truth": x, "output": unpatchify(drawn, self.encoder.patch).clamp(0, 1)}
+        return {"output": unpatchify(drawn, self.encoder.patch), "truth": x}

@@ -61,8 +61,7 @@ class VAE(Method):
         loss = (reconstruction + self.beta * kl) / x[0].numel()
         return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
 
-    @torch.no_grad()
     def draw(self, batch):
         x = image.unit(batch["image"])  # (N, 3, H, W)
         mean, _ = self.posterior(self.encoder(x)).chunk(2, dim=1)
-        return {"truth": x, "output": self.decoder(mean).sigmoid().float()}
+        return {"output": self.decoder(mean).sigmoid(), "truth": x}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
-from ..encoders import Transformer, patchify, sine_positions
+from ..encoders import Transformer, patchify, sine_positions, unpatchify
 from ..modalities import image
 from ..parts import in_float32
 
@@ -58,14 +58,28 @@ class MAE(Method):
 
     def forward(self, batch):
         x = image.light_view(image.unit(batch["image"]), self.strength)  # (N, 3, H, W)
+        predicted, hidden = self.predict(x)
+        target = normalise(patchify(x, self.encoder.patch))
+        return hidden_error(predicted, target, hidden), {}
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """p_hat (N, L, P) of every patch, and which ones were hidden: (N, L), 1 where hidden."""
         places = torch.rand(len(x), self.encoder.length, device=x.device).argsort(1)  # (N, L)
         keep = places[:, : self.visible]  # (N, M)
         seen = self.enter(self.encoder.tokens(x, keep))  # (N, M, W)
 
         where = keep[:, :, None].expand(-1, -1, len(self.blank))
         h = self.blank.to(seen.dtype).expand(len(x), self.encoder.length, -1).scatter(1, where, seen)
-        predicted = self.leave(self.decoder(h + self.positions))  # (N, L, P)
+        predicted = self.leave(self.decoder(h + self.positions))
+        return predicted, torch.ones_like(places, dtype=torch.float32).scatter(1, keep, 0.0)
 
-        hidden = torch.ones_like(places, dtype=torch.float32).scatter(1, keep, 0.0)  # (N, L)
-        target = normalise(patchify(x, self.encoder.patch))
-        return hidden_error(predicted, target, hidden), {}
+    def draw(self, batch):
+        """What is hidden is drawn with its own true mean and deviation, for p_hat does not tell them."""
+        x = image.unit(batch["image"])  # (N, 3, H, W)
+        patches = patchify(x, self.encoder.patch)  # (N, L, P)
+        predicted, hidden = self.predict(x)
+        variance, mean = torch.var_mean(patches, -1, keepdim=True)
+        drawn = torch.lerp(patches, predicted * (variance + 1e-6).sqrt() + mean, hidden[:, :, None])
+        seen = patches.lerp(torch.full_like(patches, 0.5), hidden[:, :, None])
+        shown = {"input": seen, "output": drawn, "truth": patches}
+        return {name: unpatchify(p, self.encoder.patch) for name, p in shown.items()}

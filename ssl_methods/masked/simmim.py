@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
-from ..encoders import blanked, centre, patchify
+from ..encoders import blanked, centre, patchify, unpatchify
 from ..modalities import image
 from ..parts import in_float32
 
@@ -49,5 +49,18 @@ class SimMIM(Method):
     def forward(self, batch):
         x = image.light_view(image.unit(batch["image"]), self.strength)  # (N, 3, H, W)
         hidden = image.hidden_squares(x, self.side, self.square, self.mask)  # (N, L)
-        h = self.encoder.transformer(blanked(self.encoder, x, hidden, self.blank))  # (N, L, D)
-        return absolute_error(self.head(h), patchify(centre(x), self.encoder.patch), hidden), {}
+        return absolute_error(self.predict(x, hidden), patchify(centre(x), self.encoder.patch), hidden), {}
+
+    def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """y of every patch: (N, 3, H, W) and (N, L), true where hidden -> (N, L, P)."""
+        return self.head(self.encoder.transformer(blanked(self.encoder, x, hidden, self.blank)))
+
+    def draw(self, batch):
+        x = image.unit(batch["image"])  # (N, 3, H, W)
+        hidden = image.hidden_squares(x, self.side, self.square, self.mask)  # (N, L)
+        patches, drawn = patchify(x, self.encoder.patch), self.predict(x, hidden) / 4 + 0.5  # `centre`, undone
+        shown = {"input": torch.full_like(patches, 0.5), "output": drawn.to(x.dtype), "truth": patches}
+        return {
+            name: unpatchify(torch.where(hidden[:, :, None], p, patches), self.encoder.patch)
+            for name, p in shown.items()
+        }

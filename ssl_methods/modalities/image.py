@@ -20,8 +20,8 @@ TRIES = 10  # torchvision's RandomResizedCrop too gives up after ten boxes that 
 SMALLEST_CROP = 0.04  # of the area, a fifth of each side: below it a 32 x 32 picture is a few blurred pixels
 
 
-def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """What evaluation reads: the features (N, D) of each tower, here only one, at each of its depths."""
+def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What evaluation reads: the features (N, D) of each tower, here only one, at each of its depths, by name."""
     return {"image": encoder.depths(unit(batch["image"]))}
 
 
@@ -33,13 +33,14 @@ def unit(x: Tensor) -> Tensor:
 # ---- Views: they draw, per picture
 
 
-def simclr_view(x: Tensor, strength: float = 1.0) -> Tensor:
+def simclr_view(x: Tensor, strength: float = 1.0, scale: tuple[float, float] = (0.08, 1)) -> Tensor:
     """SimCLR's view of a small picture (Appendix A; colour distortion 0.5 and no blur, as for CIFAR-10 in B.9).
 
     `strength` scales every probability and amplitude: 0 is the picture itself, 1 the paper's, up to 2 is sensible. What
-    would leave its range stays at the end of it.
+    would leave its range stays at the end of it. `scale` is the range of the box's area; multi-crop (SwAV, section 3.2)
+    has large and small ones.
     """
-    x = _crop_and_flip(x, 0.08, strength)
+    x = _crop_and_flip(x, scale, strength)
     amount = 0.4 * strength
     x = jitter(x, amount, amount, amount, hue=amount / 4, p=min(0.8 * strength, 1))
     return grey(x, p=min(0.2 * strength, 1))
@@ -47,15 +48,15 @@ def simclr_view(x: Tensor, strength: float = 1.0) -> Tensor:
 
 def light_view(x: Tensor, strength: float = 1.0) -> Tensor:
     """Crop and flip only, as supervised learning and MAE (section 4) use them. `strength` as in `simclr_view`."""
-    return _crop_and_flip(x, 0.2, strength)
+    return _crop_and_flip(x, (0.2, 1), strength)
 
 
-def _crop_and_flip(x: Tensor, smallest: float, strength: float) -> Tensor:
+def _crop_and_flip(x: Tensor, scale: tuple[float, float], strength: float) -> Tensor:
     if strength == 0:
         return x  # bit for bit, which resampling is not at every size
     return crop(
         x,
-        scale=(max(1 - (1 - smallest) * strength, SMALLEST_CROP), 1),
+        scale=tuple(max(1 - (1 - end) * strength, SMALLEST_CROP) for end in scale),
         ratio=((3 / 4) ** strength, (4 / 3) ** strength),
         flip=min(0.5 * strength, 0.5),  # flipping more than half of them would be less random, not more
     )
@@ -121,20 +122,6 @@ def blur(x: Tensor, p: float, sigma: tuple[float, float] = (0.1, 2.0)) -> Tensor
 def solarize(x: Tensor, p: float) -> Tensor:
     """With probability `p`, what is brighter than a half is inverted (BYOL, Appendix B)."""
     return _sometimes(x, torch.minimum(x, 1 - x), p)
-
-
-def scaled_view(x: Tensor, scale: tuple[float, float], strength: float = 1.0) -> Tensor:
-    """SimCLR's view of a box whose area is within `scale`: multi-crop (SwAV, section 3.2) has large and small ones.
-
-    `strength` as in `simclr_view`: at 0 every box is the whole picture.
-    """
-    if strength == 0:
-        return x
-    low, high = (max(1 - (1 - end) * strength, SMALLEST_CROP) for end in scale)
-    x = crop(x, (low, high), ((3 / 4) ** strength, (4 / 3) ** strength), flip=min(0.5 * strength, 0.5))
-    amount = 0.4 * strength
-    x = jitter(x, amount, amount, amount, hue=amount / 4, p=min(0.8 * strength, 1))
-    return grey(x, p=min(0.2 * strength, 1))
 
 
 def hidden_squares(x: Tensor, side: int, square: int, share: float) -> Tensor:
@@ -253,10 +240,8 @@ def _weighted_sum(weights: Tensor, terms: list[Tensor]) -> Tensor:
 def cut(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     """Squares of whole pixels, M of each picture: `top` and `left` int64 (N, M) -> (N, M, 3, side, side)."""
     picture, step = torch.arange(len(x), device=x.device), torch.arange(side, device=x.device)
-    rows, cols = (
-        top[:, :, None, None] + step[:, None],
-        left[:, :, None, None] + step,
-    )  # (N, M, side, 1), (N, M, 1, side)
+    rows = top[:, :, None, None] + step[:, None]  # (N, M, side, 1)
+    cols = left[:, :, None, None] + step  # (N, M, 1, side)
     return x.permute(0, 2, 3, 1)[picture[:, None, None, None], rows, cols].movedim(4, 2)
 
 
@@ -284,3 +269,14 @@ def lab(x: Tensor) -> Tensor:
     t = torch.stack([(wr * r + wg * g + wb * b) / (wr + wg + wb) for wr, wg, wb in XYZ])  # 1 where white
     x, y, z = torch.where(t > (6 / 29) ** 3, t ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def rgb(x: Tensor) -> Tensor:
+    """The inverse of `lab`. Colours that sRGB lacks lie outside [0, 1], or at 0."""
+    lightness, a, b = x.unbind(1)
+    y = (lightness + 16) / 116
+    t = torch.stack([y + a / 500, y, y - b / 200])  # (3, N, H, W)
+    t = torch.where(t > 6 / 29, t**3, (t - 4 / 29) * 3 * (6 / 29) ** 2)
+    white = torch.tensor(XYZ, device=x.device)  # (3, 3)
+    linear = torch.einsum("ij,jnhw->nihw", torch.linalg.inv(white / white.sum(1, keepdim=True)), t).clamp(min=0)
+    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

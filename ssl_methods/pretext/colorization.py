@@ -19,6 +19,8 @@ from .. import Fraction, Method, NonNegative
 from ..modalities import image
 from ..parts import gather, in_float32, widths_of_maps
 
+ANNEALING = 0.38  # T of Eq. (5), which turns a distribution of colours into the one that is drawn
+
 
 def colour_bins(levels: int = 52) -> Tensor:
     """The colours (a, b), in steps of 10, that are nearest to some colour of sRGB: (Q, 2)."""
@@ -66,8 +68,20 @@ class Colorization(Method):
         z = soft_encode(colour, self.bins)  # (M, Q)
         self.seen += gather(z).double().sum(0)
 
-        maps = self.encoder.maps(x[:, :1].expand(-1, 3, -1, -1) / 100)
-        column = torch.cat([F.interpolate(m, size=(self.side, self.side), mode="bilinear") for m in maps], dim=1)
-        logits = self.head(column).movedim(1, 3).flatten(0, 2)  # (M, Q)
+        logits = self.predict(x[:, :1]).movedim(1, 3).flatten(0, 2)  # (M, Q)
         w = rarity((self.seen / self.seen.sum()).float(), self.even)
         return rebalanced(logits, z, w), {"accuracy": (logits.argmax(1) == z.argmax(1)).float().mean()}
+
+    def predict(self, lightness: Tensor) -> Tensor:
+        """The logits of each place's colour, before its softmax to Z^: (N, 1, H, W) -> (N, Q, side, side)."""
+        maps = self.encoder.maps(lightness.expand(-1, 3, -1, -1) / 100)
+        column = torch.cat([F.interpolate(m, size=(self.side, self.side), mode="bilinear") for m in maps], dim=1)
+        return self.head(column)
+
+    def draw(self, batch):
+        x = image.unit(batch["image"])  # (N, 3, H, W)
+        lightness = image.lab(x)[:, :1]
+        share = (self.predict(lightness).float() / ANNEALING).softmax(1)  # (N, Q, side, side)
+        colour = F.interpolate(torch.einsum("nqhw,qc->nchw", share, self.bins), size=x.shape[2:], mode="bilinear")
+        grey = torch.cat([lightness, torch.zeros_like(colour)], dim=1)
+        return {"input": image.rgb(grey), "output": image.rgb(torch.cat([lightness, colour], dim=1)), "truth": x}

@@ -26,6 +26,11 @@ def square(corner: Tensor, side: int, size: int) -> Tensor:
     return (rows[:, :, None] * cols[:, None])[:, None]
 
 
+def blot(x: Tensor, hole: Tensor) -> Tensor:
+    """Grey where the picture is missing."""
+    return torch.lerp(x, torch.full_like(x, 0.5), hole)
+
+
 @in_float32
 def weighted_error(drawn: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The weighted mean of squared errors. drawn, x: (N, 3, H, W), weight: (N, 1, H, W)."""
@@ -58,9 +63,19 @@ class Inpainting(Method):
 
     def forward(self, batch):
         x = image.light_view(image.unit(batch["image"]), self.strength)  # (N, 3, H, W)
+        hole, around = self.holes(x)
+        drawn = self.decoder(self.encoder(blot(x, hole)))  # (N, 3, H, W)
+        return weighted_error(drawn, x, hole + self.margin_weight * around), {}
+
+    def holes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """M, and what surrounds it: (N, 1, H, W) each."""
         size = x.shape[2]
         corner = torch.randint(self.margin, size - self.side - self.margin + 1, (2, len(x), 1), device=x.device)
-        hole = square(corner, self.side, size)  # M
-        drawn = self.decoder(self.encoder(torch.lerp(x, torch.full_like(x, 0.5), hole)))  # (N, 3, H, W)
-        around = square(corner - self.margin, self.side + 2 * self.margin, size) - hole
-        return weighted_error(drawn, x, hole + self.margin_weight * around), {}
+        hole = square(corner, self.side, size)
+        return hole, square(corner - self.margin, self.side + 2 * self.margin, size) - hole
+
+    def draw(self, batch):
+        x = image.unit(batch["image"])  # (N, 3, H, W)
+        hole, _ = self.holes(x)
+        seen = blot(x, hole)
+        return {"input": seen, "output": torch.lerp(x, self.decoder(self.encoder(seen)).float(), hole), "truth": x}

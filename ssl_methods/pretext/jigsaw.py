@@ -56,6 +56,17 @@ def normalise(tiles: Tensor) -> Tensor:
     return centred / (centred.square().mean((-2, -1), keepdim=True) + 1e-4).sqrt()
 
 
+def back(tiles: Tensor, order: Tensor) -> Tensor:
+    """Tiles (N, 9, 3, t, t) of cells `order` (N, 9), put back in the order of the cells."""
+    return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], order.argsort(1)]
+
+
+def lay(tiles: Tensor) -> Tensor:
+    """Nine tiles each, (N, 9, 3, t, t), side by side, three in a row: (N, 3, 3t, 3t)."""
+    n, _, c, t, _ = tiles.shape
+    return tiles.view(n, 3, 3, c, t, t).permute(0, 3, 1, 4, 2, 5).reshape(n, c, 3 * t, 3 * t)
+
+
 class Jigsaw(Method):
     """Section 3. `side` is what tiles are enlarged to for the encoder."""
 
@@ -79,8 +90,18 @@ class Jigsaw(Method):
     def forward(self, batch):
         x = image.grey(image.unit(batch["image"]), self.grey)  # (N, 3, H, W)
         y = torch.randint(len(self.orders), (len(x),), device=x.device)  # (N,)
-        tiles = normalise(tiles_of(x, self.orders[y])).flatten(0, 1)  # (9N, 3, t, t)
-        tiles = F.interpolate(tiles, size=(self.side, self.side), mode="bilinear") / 4 + 0.5  # what encoders centre
-        h = self.encoder(tiles).unflatten(0, (-1, 9)).flatten(1)  # (N, 9D)
-        logits = self.head(h).float()  # (N, permutations)
+        logits = self.guess(tiles_of(x, self.orders[y]))  # (N, permutations)
         return F.cross_entropy(logits, y), {"accuracy": (logits.argmax(1) == y).float().mean()}
+
+    def guess(self, tiles: Tensor) -> Tensor:
+        """The logits of each order: (N, 9, 3, t, t) -> (N, permutations)."""
+        tiles = F.interpolate(normalise(tiles).flatten(0, 1), size=(self.side, self.side), mode="bilinear")
+        h = self.encoder(tiles / 4 + 0.5).unflatten(0, (-1, 9)).flatten(1)  # (N, 9D); encoders centre what they see
+        return self.head(h).float()
+
+    def draw(self, batch):
+        x = image.unit(batch["image"])  # (N, 3, H, W)
+        order = self.orders[torch.randint(len(self.orders), (len(x),), device=x.device)]  # (N, 9)
+        tiles = tiles_of(x, order)
+        guessed = self.orders[self.guess(tiles).argmax(1)]
+        return {"input": lay(tiles), "output": lay(back(tiles, guessed)), "truth": lay(back(tiles, order))}

@@ -42,3 +42,8 @@ class SuperResolution(Method):
         x = image.light_view(image.unit(batch["image"]), self.strength)  # (N, 3, H, W)
         drawn = self.decoder(self.encoder(lose_detail(x, self.factor)))
         return F.mse_loss(drawn.float(), x), {}
+
+    def draw(self, batch):
+        x = image.unit(batch["image"])  # (N, 3, H, W)
+        small = lose_detail(x, self.factor)
+        return {"input": small, "output": self.decoder(self.encoder(small)), "truth": x}
