@@ -155,8 +155,8 @@ def measure(
 ) -> dict[str, Any]:
     """All that is measured on {split: {depth: (N, D)}} and {split: (N,)}, and a status. Accuracies in percent.
 
-    Features are the deepest (the last), except for `linear_depth`, where validation data choose. They are collapsed where, on
-    train, their spread or their effective rank lies below the protocol's threshold.
+    Features are the deepest, which are the last, except for `linear_depth`, where validation data choose. They are
+    collapsed where, on train, their spread or their effective rank lies below the protocol's threshold.
     """
     if not all(split.isfinite().all() for depths in features.values() for split in depths.values()):
         return {"status": "diverged"}

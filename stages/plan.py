@@ -106,7 +106,7 @@ def method(block: dict[str, Any]) -> str:
 
 def lookup(stage: str, *keys: str) -> dict[str, Any]:
     """One block of plan.json, by modality and entry. Raises InputError where params.yaml says otherwise by now."""
-    wanted = RESOLVE[stage](read(), *keys)
+    wanted = json.loads(json.dumps(RESOLVE[stage](read(), *keys)))  # as the file has it: a tuple is a list there
     found = json.loads(PLAN.read_text(encoding="utf-8"))[stage] if PLAN.exists() else {}
     for key in keys:
         found = found.get(key, {})
