@@ -76,14 +76,14 @@ def test_a_views_own_target_teaches_it_nothing():
     assert logits.grad[1].any()
 
 
-def test_scaled_views_have_boxes_of_their_scale(monkeypatch):
+def test_views_have_boxes_of_their_scale(monkeypatch):
     drawn = []
     monkeypatch.setattr(image, "crop", lambda x, scale, ratio, flip: drawn.append(scale) or x)
     x = torch.rand(2, 3, 8, 8)
-    image.scaled_view(x, (0.14, 1), 1.0)
-    image.scaled_view(x, (0.05, 0.4), 0.5)
+    image.simclr_view(x, 1.0, scale=(0.14, 1))
+    image.simclr_view(x, 0.5, scale=(0.05, 0.4))
     np.testing.assert_allclose(drawn, [(0.14, 1), (0.525, 0.7)])
-    assert image.scaled_view(x, (0.05, 0.4), 0) is x
+    assert image.simclr_view(x, 0, scale=(0.05, 0.4)).equal(x)
 
 
 # ---- DINO

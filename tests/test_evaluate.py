@@ -107,10 +107,11 @@ def test_features_are_those_of_the_frozen_encoder_whatever_the_batch(models, dat
     towers, labels = evaluate.embed(network, "image", data, "test", batch_size=7, **kind)
     others, _ = evaluate.embed(network, "image", data, "test", batch_size=1000, **kind)
     assert towers.keys() == {"image"}
-    assert [(depth.dtype, depth.shape) for depth in towers["image"]] == [(torch.float32, (45, d)) for d in (4, 8)]
+    shapes = {name: (depth.dtype, depth.shape) for name, depth in towers["image"].items()}
+    assert shapes == {"stage 1": (torch.float32, (45, 4)), "stage 2": (torch.float32, (45, 8))}
     torch.testing.assert_close(towers["image"], others["image"])
     pictures = torch.from_numpy(np.load(data / "test/image.npy")) / 255
-    torch.testing.assert_close(towers["image"][-1], network.eval()(pictures).detach())
+    torch.testing.assert_close(towers["image"]["stage 2"], network.eval()(pictures).detach())
     assert labels.tolist() == [row % 3 for row in range(45)]
     assert all(tensor.equal(before[name]) for name, tensor in network.state_dict().items())
 
@@ -122,12 +123,13 @@ def test_validation_chooses_the_depth_and_test_is_read_there():
     noise = {split: torch.randn(rows, 4) for split, rows in ROWS.items()}
     plain = {split: F.one_hot(labels[split], 3) + 0.1 * torch.randn(rows, 3) for split, rows in ROWS.items()}
     last = {**noise, "test": plain["test"].repeat(1, 2)[:, :4]}
-    found = evaluate.measure({s: [noise[s], plain[s], last[s]] for s in ROWS}, labels, PROTOCOL, 3)
-    assert found["choices"]["depth"] == 2
-    assert found["linear_depth"] == found["linear_depth_validation"] == found["depths"][1] == 100
-    assert found["depths"][2] == found["linear_validation"] < 60
-    same = evaluate.measure({s: [plain[s], plain[s]] for s in ROWS}, labels, PROTOCOL, 3)
-    assert same["choices"]["depth"] == 2  # the deepest among equals
+    features = {s: {"first": noise[s], "middle": plain[s], "last": last[s]} for s in ROWS}
+    found = evaluate.measure(features, labels, PROTOCOL, 3)
+    assert found["choices"]["depth"] == "middle"
+    assert found["linear_depth"] == found["linear_depth_validation"] == found["depths"]["middle"] == 100
+    assert found["depths"]["last"] == found["linear_validation"] < 60
+    same = evaluate.measure({s: {"first": plain[s], "last": plain[s]} for s in ROWS}, labels, PROTOCOL, 3)
+    assert same["choices"]["depth"] == "last"  # the deepest among equals
     assert same["linear_depth"] == same["linear"]
 
 

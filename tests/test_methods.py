@@ -118,15 +118,49 @@ def test_two_runs_from_one_seed_agree_and_from_two_do_not(trained_entry, picture
 def test_its_encoder_embeds_pictures(entry, pictures):
     method = build_method(entry, FACTS, seed=0).eval()
     (depths,) = ssl_methods.load_modality("image").embed(method.encoder, {"image": pictures[:8]}).values()
-    assert depths[-1].shape == (8, method.encoder.dim)
+    assert list(depths.values())[-1].shape == (8, method.encoder.dim)
 
 
 def test_its_encoders_last_depth_is_its_features(entry, pictures):
     encoder, x = build_method(entry, FACTS, seed=0).eval().encoder, pictures[:8].float() / 255
-    depths = encoder.depths(x)
+    names = {"ResNet": ["stage 1", "stage 2"], "ViT": ["block 1", "block 2"]}
+    assert list(encoder.depths(x)) == names.get(entry.encoder["architecture"], ["features"])
+    depths = list(encoder.depths(x).values())
     torch.testing.assert_close(depths[-1], encoder(x))
-    assert len(depths) == {"ResNet": 2, "ViT": 2}.get(entry.encoder["architecture"], 1)
     assert all(a.shape[0] == 8 and not a.equal(b) for a, b in itertools.pairwise(depths))
+
+
+def test_a_resnet_is_read_in_noise_too_where_it_is_asked_to(pictures):
+    settings, x = {**SMALL["ResNet"], "noise": [0.5, 0.1]}, pictures[:8].float() / 255
+    torch.manual_seed(0)
+    encoder = build_encoder(settings, FACTS).eval()
+    depths = encoder.depths(x)
+    assert list(depths) == ["stage 1", "noise 0.5", "noise 0.1", "stage 2"]
+    torch.testing.assert_close(depths["stage 2"], encoder(x))
+    further = [(depths[name] - depths["stage 2"]).norm() for name in ("noise 0.5", "noise 0.1")]
+    assert further[0] > further[1] > 0
+    assert encoder.noisy(x, 0.0).allclose(x, atol=1e-6)
+    white = encoder.noisy(torch.full_like(x, 0.5), 0.5) * 2 - 1  # of a grey picture only the noise is left
+    assert white.std().item() == pytest.approx(0.5**0.5, rel=0.1)
+    torch.testing.assert_close(encoder.depths(x[:2])["noise 0.5"], depths["noise 0.5"][:2])  # whatever is beside it
+
+
+def test_what_it_draws_are_pictures_and_its_truth_is_the_data(trained_entry, pictures):
+    method = build_method(trained_entry, FACTS, seed=0).eval()
+    if type(method).draw is Method.draw:
+        pytest.skip("it draws nothing")
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    with torch.inference_mode():
+        shown = method.draw({"image": pictures[:8]})
+    assert list(shown)[-2:] == ["output", "truth"]
+    assert all(value.equal(before[name]) for name, value in method.state_dict().items())  # it only looks
+    for drawing in shown.values():
+        assert drawing.shape == shown["truth"].shape
+        assert drawing.isfinite().all()
+    if trained_entry.method != "jigsaw":  # which cuts out the gaps between its tiles
+        torch.testing.assert_close(shown["truth"], pictures[:8].float() / 255)
+    if "input" in shown:
+        assert not shown["input"].equal(shown["truth"])
 
 
 def test_its_encoder_is_the_one_it_was_given(entry):

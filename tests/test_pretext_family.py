@@ -92,6 +92,7 @@ def test_lab_can_be_undone():
     torch.testing.assert_close(
         from_lab(lab.movedim(1, 3).flatten(0, 2)), x.movedim(1, 3).flatten(0, 2), atol=1e-7, rtol=0
     )
+    torch.testing.assert_close(image.rgb(lab), x, atol=1e-7, rtol=0)
 
 
 def test_cut_is_slicing():

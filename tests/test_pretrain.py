@@ -1,5 +1,7 @@
 """The loop: what it refuses, what it calls a failure, and that an interruption changes nothing."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -53,6 +56,24 @@ def test_equal_seeds_write_equal_bytes(data, tmp_path):
     first, again = (weights(pretrain.train(entry, data, seed=0), tmp_path / str(i)) for i in range(2))
     assert first == again
     assert first != weights(pretrain.train(entry, data, seed=1), tmp_path / "other")
+
+
+def test_a_panel_shows_held_out_pictures_that_may_be_shown(data, pictures):
+    """A row for each of `shows`, with a white line around each picture; the last row is the truth."""
+    (data / "validation").mkdir()
+    np.save(data / "validation/image.npy", pictures.numpy())
+    manifest = columns.manifest(data)
+    trained = pretrain.train(entry_of("autoencoder"), data, seed=0)
+    for shown in (list(range(0, 256, 42))[:6], [3, 5, 8]):
+        write_json(data / "manifest.json", manifest | {"show": {"validation": shown}})
+        panel = pretrain.panel(trained.method, data, torch.device("cpu"))
+        assert panel["shows"] == ["output", "truth"]
+        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(panel["webp"]))).convert("RGB"))
+        assert drawn.shape == (2 * 18, len(shown) * 18, 3)
+        for n, row in enumerate(shown):
+            truth = drawn[19:35, 18 * n + 1 : 18 * n + 17].astype(int)
+            assert abs(truth - pictures[row].permute(1, 2, 0).numpy()).mean() < 20  # WebP keeps colours coarsely
+    assert pretrain.panel(pretrain.train(entry_of("untrained"), data, seed=0).method, data, torch.device("cpu")) is None
 
 
 def test_every_picture_is_seen_once_an_epoch_in_an_order_of_the_seed(data):

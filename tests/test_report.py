@@ -143,6 +143,7 @@ def write_run(folder, name, seed, row):
     provenance |= {"precision": "bfloat16", "versions": {"python": "3.11.2", "torch": "2.14.1"}}
     status = "diverged" if diverged else "collapsed" if collapsed else "ok"
     write_json(folder / "pretrain.json", {
+        "panel": None if name != "autoencoder" else {"shows": ["output", "truth"], "webp": "UklGRg=="},
         "status": "diverged" if diverged else "ok", "step": 61 if diverged else None,
         "cause": "the loss is nan" if diverged else None, "loss": losses[-1] if steps else None,
         "seconds": seconds * (1 + 0.02 * seed), "samples": 768 * steps,
@@ -154,7 +155,8 @@ def write_run(folder, name, seed, row):
     scores = {"linear": linear, "linear_depth": linear + seed % 2, "knn": linear - 3.5}
     scores |= {"effective_rank": 1.2 if collapsed else 40 + row, "features": 192}
     errors = {"linear_error": 1.1, "knn_error": 1.15, "linear_validation": linear + 0.5, "knn_validation": linear - 3}
-    errors |= {"depths": [linear - 9, linear, linear - seed % 2], "choices": {"depth": 3 - seed % 2}}
+    heights = {"stage 1": linear - 9, "stage 2": linear, "stage 3": linear - seed % 2}
+    errors |= {"depths": heights, "choices": {"depth": f"stage {3 - seed % 2}"}}
     scores = dict.fromkeys(scores) if diverged else scores
     data = {"classes": list("abcdefghi"), "rows": {"train": 8464, "validation": 1814, "test": 1814}}
     write_json(folder / "scores.json", {"status": status, **scores})
@@ -304,11 +306,17 @@ def test_summary_names_the_leader_and_the_budget(table):
     )
 
 
+def test_what_methods_drew_is_shown_once_each(files):
+    page = files["index.html"]
+    assert page.count("data:image/webp;base64,") == page.count("data:image/webp;base64,UklGRg==") == 1
+    assert "autoencoder: output, truth" in page
+
+
 def test_the_depth_that_validation_chose_is_named(table, files):
-    assert table.row("simclr").cells["linear_depth"].note == "depths 3, 2 and 3 of 3"
-    assert table.row("simsiam").cells["linear_depth"].note == "depths 3, 2 and 3 of 3"
-    assert table.row("byol").cells["linear_depth"].note == "depth 3 of 3"  # its second seed diverged
-    assert all("depths 3, 2 and 3 of 3" in files[name] for name in ("index.html", "README.md"))
+    assert table.row("simclr").cells["linear_depth"].note == "stage 3, stage 2 and stage 3"
+    assert table.row("simsiam").cells["linear_depth"].note == "stage 3, stage 2 and stage 3"
+    assert table.row("byol").cells["linear_depth"].note == "stage 3"  # its second seed diverged
+    assert all("stage 3, stage 2 and stage 3" in files[name] for name in ("index.html", "README.md"))
 
 
 def test_a_run_can_diverge_in_evaluation(root):

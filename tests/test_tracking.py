@@ -1,3 +1,4 @@
+import base64
 import functools
 import io
 import json
@@ -162,6 +163,14 @@ def test_a_killed_run_is_continued_without_doubled_points(runs, listener):
     assert curve(client, stored, "lr") == [(step, 0.1) for step in range(1, 10)]
     assert stored.info.status == "FINISHED"
     assert stored.data.tags["status"] == "ok"
+
+
+def test_a_picture_is_kept_with_its_run(runs, tmp_path):
+    with start() as run:
+        run.picture("panel.webp", base64.b64encode(b"some bytes").decode())
+    client, [stored] = runs()
+    kept = Path(client.download_artifacts(stored.info.run_id, "panel.webp", str(tmp_path)))
+    assert kept.read_bytes() == b"some bytes"
 
 
 def test_an_exception_marks_the_run_as_failed_and_passes(runs):
