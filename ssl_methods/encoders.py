@@ -20,7 +20,10 @@ def centre(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """The basic residual block. He, Zhang, Ren, Sun. Deep Residual Learning. CVPR 2016. https://arxiv.org/abs/1512.03385"""
+    """The basic residual block. He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016.
+
+    https://arxiv.org/abs/1512.03385
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()

@@ -1,7 +1,7 @@
 """DeepCluster: sort all pictures into groups by their features, learn to tell the groups, and sort again.
 
 Caron, Bojanowski, Joulin, Douze. Deep Clustering for Unsupervised Learning of Visual Features. ECCV 2018.
-https://arxiv.org/abs/1807.05520, in its second version: Caron et al. 2020, https://arxiv.org/abs/2006.09882, Appendix
+https://arxiv.org/abs/1807.05520, in its second version: Caron et al. 2020, https://arxiv.org/abs/2006.09882, Appendix D
 
     max_C  sum_n  max_k  c_k . z_n,  |c_k| = 1                             spherical k-means of z_n: the feature of
     y_n = argmax_k c_k . z_n                                               picture n as it was when last seen

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1911.05722, with the head and the views of MoCo v2, https:
     L = -log  exp(q.k / T) / (exp(q.k / T) + sum_{i in queue} exp(q.k_i / T))          Eq. (1)
     f' <- m f' + (1 - m) f                                                              Eq. (2)
 
-Departs from the paper: no shuffled batch-norm, which needs several devices.
+Departs from the paper: no shuffled batch-norm, which needs several devices; batch-norm in the head.
 """
 
 import torch

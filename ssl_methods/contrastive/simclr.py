@@ -10,7 +10,7 @@ https://arxiv.org/abs/2002.05709
 The minimum over encoders bounds the views' mutual information from below by log(2N - 1) - l (InfoNCE, van den Oord
 et al. 2018), which is plotted as `information`.
 
-Departs from the paper: both views share one pass, and so their batch-norm statistics.
+As in the authors' code, both views share one pass, and so their batch-norm statistics.
 """
 
 import math

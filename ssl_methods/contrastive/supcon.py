@@ -9,8 +9,10 @@ https://arxiv.org/abs/2004.11362
 
 P(i) are the other views of the class of i. Were every picture a class of its own, this would be SimCLR.
 
-Departs from the paper: both views share one pass, and so their batch-norm statistics; the views are SimCLR's. An
-unlabelled picture (label -1) is a class of its own.
+As in the authors' code, both views share one pass, and so their batch-norm statistics.
+
+Departs from the paper: batch-norm in the head; the views are SimCLR's. An unlabelled picture (label -1) is a class of
+its own.
 """
 
 import torch

@@ -10,7 +10,9 @@ D descends on -V. G and E descend on the same with the labels swapped, which pus
 (section 3.4). The loss is the sum: in one part D learns from pairs that stand still, in the other G and E from a D that
 stands still, so that one backward pass moves all three, each by its own gradient alone.
 
-Departs from the paper: all three take their steps at once; D has no batch-norm, so that it judges each pair alone.
+As in the paper, all three take their steps at once.
+
+Departs from the paper: D has no batch-norm, so that it judges each pair alone.
 """
 
 import torch

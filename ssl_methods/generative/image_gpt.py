@@ -4,12 +4,12 @@ Chen et al. Generative Pretraining from Pixels (iGPT). ICML 2020. https://procee
 in the form of AIM: El-Nouby et al. Scalable Pre-training of Large Autoregressive Image Models. ICML 2024.
 https://arxiv.org/abs/2401.08541
 
-    p(x) = product over k of p(x_k | x_1 ... x_{k-1})                      iGPT section 2.1, AIM section 3.1
+    p(x) = product over k of p(x_k | x_1 ... x_{k-1})                      iGPT section 2.1, AIM section 4.1
     L = mean over k > S of || x_k - g(f(x_1 ... x_{k-1})) ||^2 / (values in a patch)      x_k: normalised pixels
-    S ~ uniform on 1 ... K - 1                                             AIM section 3.2: the first S tokens see each
+    S ~ uniform on 1 ... K - 1                                             AIM section 4.2: the first S tokens see each
                                                                            other, the others what came before them
 
-Departs from the papers: the head g is not told positions again. Evaluation lets every token see every other, as the
+Departs from the papers: the head g is not told positions again; crops are those of MAE. Evaluation lets every token see every other, as the
 prefix does, and takes the mean of the last layer's tokens; AIM pools by attention, iGPT takes a middle layer's.
 """
 
@@ -66,7 +66,7 @@ class Perceptron(nn.Module):
 
 
 class ImageGPT(Method):
-    """AIM, section 3; needs the parts of the ViT."""
+    """AIM, section 4; needs the parts of the ViT."""
 
     columns = ("image",)
 

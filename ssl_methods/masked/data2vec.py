@@ -5,11 +5,13 @@ Language. ICML 2022. https://arxiv.org/abs/2202.03555
 
     y = mean over the top K blocks l of LN(a_l)                            section 3.3, a_l: what the teacher's block l
                                                                            adds last, LN: layer-norm without parameters
-    L = (y - f(x))^2 / (2 beta)  where |y - f(x)| <= beta,  else  |y - f(x)| - beta / 2         Eq. (3), where hidden
-    teacher <- t teacher + (1 - t) student                                 section 3.2
+    L = (y - f(x))^2 / (2 beta)  where |y - f(x)| <= beta,  else  |y - f(x)| - beta / 2         section 3.4, where hidden
+    teacher <- t teacher + (1 - t) student                                 section 3.3
+
+As for the paper's ViT-B, t is constant.
 
 Departs from the paper: squares are hidden in place of blocks of many shapes; the teacher has patch embeddings of its
-own; t is constant, as for the ViT-B; no colour jitter.
+own; no colour jitter.
 """
 
 import torch
@@ -40,7 +42,7 @@ def mean_of_layers(*layers: Tensor) -> Tensor:
 
 @in_float32
 def hidden_regression(predicted: Tensor, target: Tensor, hidden: Tensor, beta: float) -> Tensor:
-    """Eq. (3), averaged. predicted, target: (N, L, D); hidden: (N, L), true where hidden."""
+    """Section 3.4, averaged. predicted, target: (N, L, D); hidden: (N, L), true where hidden."""
     error = F.smooth_l1_loss(predicted, target, beta=beta, reduction="none").mean(-1)  # (N, L)
     return (error * hidden).sum() / hidden.sum()
 

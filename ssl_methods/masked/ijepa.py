@@ -12,7 +12,8 @@ As in the authors' code, D is the smooth L1 distance, and s_y is layer-normed. T
 in the paper.
 
 Departs from the paper: blocks have one size, either upright or lying; the context is a random choice, equally many
-patches of every picture, from all that no block covers, where the paper takes those in one large block.
+patches of every picture, from all that no block covers, where the paper takes those in one large block; pictures are
+cropped and mirrored as for MAE.
 """
 
 import torch
@@ -61,7 +62,7 @@ class IJEPA(Method):
         scale: Fraction = 0.175,
         aspect: Positive = 0.75,
         width: Count = 384,
-        depth: Count = 12,
+        depth: Count = 6,
         heads: Count = 12,
         strength: NonNegative = 1.0,
         momentum: Fraction = 0.996,

@@ -2,7 +2,7 @@
 
 Zhang, Isola, Efros. Colorful Image Colorization. ECCV 2016. https://arxiv.org/abs/1603.08511
 
-    Z = a pixel's colour (a, b) over Q bins of side 10: Gaussian weights (deviation 5) of the 5 nearest     section 2.2
+    Z = a pixel's colour (a, b) over Q bins of side 10: Gaussian weights (deviation 5) of the 5 nearest     section 2.1
     L = - mean of v(Z) sum_q Z_q log Z^_q                                                                   Eq. (2)
     v(Z) = w_q*,  q* = argmax_q Z_q                                                                         Eq. (3)
     w = ((1 - lambda) p + lambda / Q)^-1, scaled to sum_q p_q w_q = 1                                       Eq. (4)

@@ -5,7 +5,7 @@ https://arxiv.org/abs/1604.07379
 
     L = || M * (x - d(f((1 - M) * x))) ||^2                                Eq. (1), M: 1 where the picture is missing
 
-What is drawn also overlaps its surroundings, by a margin that counts ten times, so that it fits them (section 4).
+What is drawn also overlaps its surroundings, by a margin that counts ten times, so that it fits them (section 5.1).
 
 Departs from the paper: the missing square lies anywhere, not in the middle. There is no adversarial loss, nor is there
 when the paper learns features (section 5.2).
@@ -38,7 +38,7 @@ def weighted_error(drawn: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Inpainting(Method):
-    """Sections 3 and 4. `missing` and `margin` are shares of the picture's side."""
+    """Sections 3 and 5.1. `missing` and `margin` are shares of the picture's side."""
 
     columns = ("image",)
 

@@ -3,7 +3,7 @@
 Gidaris, Singh, Komodakis. Unsupervised Representation Learning by Predicting Image Rotations. ICLR 2018.
 https://arxiv.org/abs/1803.07728
 
-    L = - log F^y(g(x, y))                                                 Eq. (2), g: rotation by y quarter turns
+    L = - log F^y(g(x, y))                                                 Eq. (3), g: rotation by y quarter turns
 
 Departs from the paper: each picture is turned once a step, by a random y, where the paper shows all four at once.
 """
@@ -17,7 +17,7 @@ from ..modalities import image
 
 
 class Rotation(Method):
-    """Section 3.1."""
+    """Section 2.1."""
 
     columns = ("image",)
 
