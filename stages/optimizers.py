@@ -16,7 +16,8 @@ class LARS(torch.optim.Optimizer):
 
         v <- momentum v + lr trust |w| / |g + decay w| (g + decay w),   w <- w - v          Algorithm 1
 
-    Departs from the paper, as SimCLR's code does: it is the norm of the sum, and not the sum of norms. Biases and norms (one dimension) take plain steps, as in SimCLR and BYOL.
+    Departs from the paper, as SimCLR's code does: below is the norm of the sum, not the sum of the norms. Biases and
+    norms (one dimension) take plain steps, as in SimCLR and BYOL.
     """
 
     def __init__(self, params: Iterable, lr: float, weight_decay: float, momentum: float = 0.9, trust: float = 1e-3):

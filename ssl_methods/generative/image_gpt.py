@@ -9,8 +9,9 @@ https://arxiv.org/abs/2401.08541
     S ~ uniform on 1 ... K - 1                                             AIM section 4.2: the first S tokens see each
                                                                            other, the others what came before them
 
-Departs from the papers: the head g is not told positions again; crops are those of MAE. Evaluation lets every token see every other, as the
-prefix does, and takes the mean of the last layer's tokens; AIM pools by attention, iGPT takes a middle layer's.
+Departs from the papers: the head g is not told positions again; crops are those of MAE. Evaluation lets every token
+see every other, as the prefix does, and takes the mean of the last layer's tokens; AIM pools by attention, iGPT takes a
+middle layer's.
 """
 
 import torch

@@ -5,7 +5,7 @@ Language. ICML 2022. https://arxiv.org/abs/2202.03555
 
     y = mean over the top K blocks l of LN(a_l)                            section 3.3, a_l: what the teacher's block l
                                                                            adds last, LN: layer-norm without parameters
-    L = (y - f(x))^2 / (2 beta)  where |y - f(x)| <= beta,  else  |y - f(x)| - beta / 2         section 3.4, where hidden
+    L = (y - f(x))^2 / (2 beta)  where |y - f(x)| <= beta,  else  |y - f(x)| - beta / 2        section 3.4, where hidden
     teacher <- t teacher + (1 - t) student                                 section 3.3
 
 As for the paper's ViT-B, t is constant.
