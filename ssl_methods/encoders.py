@@ -44,8 +44,8 @@ class ResNet(nn.Module):
     """A residual network for small pictures: a 3x3 stem with padding 1 (5x5 where its stride is 4), no max-pooling.
 
     `width` 64 and `blocks` [2, 2, 2, 2] is the ResNet-18 of the CIFAR literature. `stride` in the stem makes everything
-    that follows cheaper, by its square, which suits a laptop. `noise` lists shares of variance, of pictures from -1 to 1: its depths are
-    then also the features of pictures in that much noise, where a denoiser has something to look for.
+    that follows cheaper, by its square, which suits a laptop. `noise` lists shares of variance, of pictures from -1 to
+    1: its depths are then also the features of pictures in that much noise, where a denoiser has something to look for.
     """
 
     def __init__(

@@ -89,6 +89,15 @@ class Board:
     def rows(self) -> list[Row]:
         return self.methods + self.labelled + self.controls
 
+    @cached_property
+    def seconds(self) -> float:
+        """Of pretraining, in all."""
+        return sum(value for row in self.rows for value in row.entry.values("seconds").values())
+
+    def share(self, row: Row) -> float | None:
+        """Of those seconds, in percent."""
+        return 100 * sum(row.entry.values("seconds").values()) / self.seconds if self.seconds else None
+
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.entry.name == name)
 
@@ -180,8 +189,12 @@ def lead(board: Board, measure: str) -> list[str]:
     if cell.estimate.low is None:
         return [f"{words}; with fewer than {statistics.FEWEST} seeds, differences are not tested."]
     if tied:
-        return [f"{words}; {listed(tied)} cannot be told apart from it."]
-    return [f"{words}, ahead of all {len(rivals)} others that are ranked." if rivals else f"{words}."]
+        words += f"; {listed(tied)} cannot be told apart from it."
+    else:
+        words += f", ahead of all {len(rivals)} others that are ranked." if rivals else "."
+    controls = {row.entry.name: row.cells[measure].estimate.mean for row in board.controls if measure in row.cells}
+    higher = [f"{name} ({mean:.1f} %)" for name, mean in controls.items() if mean > cell.estimate.mean]
+    return [f"{words} Controls above it: {listed(higher)}." if higher else words]
 
 
 def reference(board: Board) -> list[str]:
