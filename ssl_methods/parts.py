@@ -142,10 +142,10 @@ def swapped(targets: Tensor, logits: Tensor) -> Tensor:
     return (cross.sum() - cross.diagonal().sum()) / (cross.numel() - len(targets))
 
 
-def widths_of_maps(encoder: nn.Module, size: int) -> list[int]:
-    """The widths of the encoder's `maps` of pictures of that size; the encoder itself is left as it is."""
+def shapes_of_maps(encoder: nn.Module, size: int) -> list[tuple[int, int]]:
+    """Width and side of each of the encoder's `maps` of pictures of that size; the encoder itself is left as it is."""
     sketch = copy.deepcopy(encoder).to("meta").eval()  # shapes without numbers
-    return [m.shape[1] for m in sketch.maps(torch.empty(1, 3, size, size, device="meta"))]
+    return [(m.shape[1], m.shape[2]) for m in sketch.maps(torch.empty(1, 3, size, size, device="meta"))]
 
 
 def held(module: nn.Module, *inputs: Tensor) -> Tensor:

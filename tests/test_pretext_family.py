@@ -18,7 +18,7 @@ from ssl_methods import build_encoder
 from ssl_methods.baselines.kmeans import nearest, random_patches, zca
 from ssl_methods.encoders import Dictionary, Pixels, ResNet
 from ssl_methods.modalities import image
-from ssl_methods.parts import widths_of_maps
+from ssl_methods.parts import shapes_of_maps
 from ssl_methods.pretext.colorization import Colorization, colour_bins, rarity, rebalanced, soft_encode
 from ssl_methods.pretext.geometric import TRANSFORMATIONS, WINDOW, Geometric
 from ssl_methods.pretext.inpainting import Inpainting, square, weighted_error
@@ -111,10 +111,10 @@ def test_affine_is_torchs_and_stays_exact_under_autocast():
         torch.testing.assert_close(image.affine(x, matrix), expected, rtol=0, atol=1e-5)
 
 
-def test_widths_of_maps_leaves_the_encoder_alone():
+def test_shapes_of_maps_leaves_the_encoder_alone():
     encoder = ResNet(width=8, blocks=[1, 1, 1], stride=2).train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    assert widths_of_maps(encoder, 16) == [m.shape[1] for m in encoder.eval().maps(torch.rand(1, 3, 16, 16))]
+    assert shapes_of_maps(encoder, 16) == [tuple(m.shape[1:3]) for m in encoder.eval().maps(torch.rand(1, 3, 16, 16))]
     assert all(value.equal(before[name]) for name, value in encoder.state_dict().items())
 
 

@@ -8,8 +8,8 @@ Ho, Jain, Abbeel. Denoising Diffusion Probabilistic Models. NeurIPS 2020. https:
     x ~ (x_t - sqrt(1 - kept_t) d) / sqrt(kept_t)                          Eq. (15), what the answer says of the picture
 
 Departs from the paper: the U-Net's contracting half is the encoder f, whose maps after each stage go to the expanding
-half d; f is not told the time t, and there is no attention and no average of the weights. The features are those of
-pictures without noise.
+half d, which works on pixels folded 2 x 2 where the first of these maps is smaller than the picture; f is not told the
+time t, and there is no attention and no average of the weights.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .. import Method
 from ..modalities import image
+from ..parts import shapes_of_maps
 
 STEPS = 1000  # T
 TIME = 128  # the width of the embedding of t
@@ -69,14 +70,16 @@ class Diffusion(Method):
 
     columns = ("image",)
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, *, size: int):
         super().__init__()
         self.encoder = encoder  # f
-        widths = [encoder.dim // 2**i for i in range(len(encoder.stages))]  # of its maps, the deepest first
-        joined, outputs = [*widths[1:], 3], [*widths[1:], widths[-1]]
+        (first, side), *_ = shapes = shapes_of_maps(encoder, size)
+        self.fold = 1 if side == size else 2
+        widths = [width for width, _ in reversed(shapes)]
+        joined, outputs = [*widths[1:], 3 * self.fold**2], [*widths[1:], first]
         self.expand = nn.ModuleList(Expand(*each) for each in zip(widths, joined, outputs, strict=True))
         self.time = nn.Sequential(nn.Linear(TIME, TIME), nn.SiLU(), nn.Linear(TIME, TIME), nn.SiLU())
-        self.leave = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.leave = nn.Conv2d(first, 3 * self.fold**2, 3, padding=1)
         self.register_buffer("kept", schedule(), persistent=False)
 
     def forward(self, batch):
@@ -90,9 +93,10 @@ class Diffusion(Method):
         """d(f(x_t), x_t, t): (N, 3, H, W) and (N,) -> (N, 3, H, W)."""
         *others, h = self.encoder.maps((noisy + 1) / 2)
         time = self.time(sine_times(t))  # (N, TIME)
-        for expand, other in zip(self.expand, [*others[::-1], noisy], strict=True):
+        folded = F.pixel_unshuffle(noisy, self.fold)  # (N, 3 * fold * fold, H / fold, W / fold)
+        for expand, other in zip(self.expand, [*others[::-1], folded], strict=True):
             h = expand(h, other, time)
-        return self.leave(h)
+        return F.pixel_shuffle(self.leave(h), self.fold)
 
     def draw(self, batch):
         x = image.unit(batch["image"])  # (N, 3, H, W)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import gather, in_float32, widths_of_maps
+from ..parts import gather, in_float32, shapes_of_maps
 
 ANNEALING = 0.38  # T of Eq. (5), which turns a distribution of colours into the one that is drawn
 
@@ -59,7 +59,7 @@ class Colorization(Method):
         self.encoder, self.side = encoder, size // 4
         self.register_buffer("bins", colour_bins(), persistent=False)  # (Q, 2)
         self.register_buffer("seen", torch.ones(len(self.bins), dtype=torch.float64))  # pixels of each, first one each
-        self.head = nn.Conv2d(sum(widths_of_maps(encoder, size)), len(self.bins), 1)
+        self.head = nn.Conv2d(sum(width for width, _ in shapes_of_maps(encoder, size)), len(self.bins), 1)
         self.even, self.strength = even, strength
 
     def forward(self, batch):
