@@ -409,6 +409,8 @@ def test_the_labelled_rows_are_a_fixed_set_that_grows_with_its_fraction():
     few, more = labelled_rows(1000, 0.1), labelled_rows(1000, 0.25)
     torch.manual_seed(2)
     assert torch.equal(few, labelled_rows(1000, 0.1))
+    default = labelled_rows(8466, 0.1)  # of the default data: whoever compares with its row needs these
+    assert (len(default), default[:5].tolist(), default.sum().item()) == (847, [13, 31, 40, 42, 55], 3545374)
     assert (len(few), len(more)) == (100, 250)
     assert set(few.tolist()) < set(more.tolist()) < set(range(1000))
     assert (few.diff() > 0).all()
