@@ -585,8 +585,13 @@ def test_simmim_paints_what_is_hidden_better_than_the_mean_picture(params, pictu
 
 
 @pytest.mark.parametrize(("name", "hyper"), [("ijepa", {}), ("data2vec", {"square": 1})])
-def test_those_that_foretell_features_do_it_for_their_own_picture(name, hyper, params, pictures, tmp_path):
-    """What they say of a picture fits another worse, so the picture was looked at and the teacher has not collapsed."""
+def test_those_that_foretell_features_do_it_for_their_own_picture(name, hyper, params, tmp_path):
+    """What they say of a picture fits another worse, so the picture was looked at and the teacher has not collapsed.
+
+    Each picture has one colour, which is brighter below: what is seen tells what is hidden.
+    """
+    colours = torch.rand(256, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    pictures = (200 * colours + torch.linspace(0, 55, 16)[:, None]).expand(256, 3, 16, 16).to(torch.uint8)
     method, curve = pretrained(pictures, params, name, tmp_path, 200, momentum=0.95, strength=0, **hyper)
     batch = {"image": pictures[:64]}
 
@@ -597,7 +602,7 @@ def test_those_that_foretell_features_do_it_for_their_own_picture(name, hyper, p
 
     own, embed = loss(), method.teacher.embed
     embed.register_forward_hook(lambda _, inputs, output: output.roll(1, 0))  # the teacher sees another picture
-    assert own < 0.8 * loss()
+    assert own < 0.3 * loss()
     assert curve[-1]["spread"] > 0.1
 
 
