@@ -277,6 +277,6 @@ def rgb(x: Tensor) -> Tensor:
     y = (lightness + 16) / 116
     t = torch.stack([y + a / 500, y, y - b / 200])  # (3, N, H, W)
     t = torch.where(t > 6 / 29, t**3, (t - 4 / 29) * 3 * (6 / 29) ** 2)
-    white = torch.tensor(XYZ).to(x)  # (3, 3)
+    white = torch.tensor(XYZ, dtype=x.dtype, device=x.device)  # (3, 3)
     linear = torch.einsum("ij,jnhw->nihw", torch.linalg.inv(white / white.sum(1, keepdim=True)), t).clamp(min=0)
     return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
