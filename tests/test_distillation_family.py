@@ -525,6 +525,19 @@ def test_ijepa_is_the_smooth_distance_to_normed_features():
     assert distance(normed + 3, target).item() == pytest.approx(2.5, rel=1e-4)
 
 
+def test_ijepas_targets_are_the_tokens_that_lightlys_masks_cut_out(params, pictures, monkeypatch):
+    lightly = pytest.importorskip("lightly.models.utils")
+    method, seen = made(params, "ijepa", strength=0), {}
+    file = "ssl_methods.masked.ijepa"
+    monkeypatch.setattr(f"{file}.draw_blocks", lambda *a: seen.setdefault("places", draw_blocks(*a)))
+    monkeypatch.setattr(f"{file}.distance", lambda p, target: seen.setdefault("target", target).mean() + p.mean())
+    batch = next(batches(pictures, 1))
+    method(batch)
+    whole = method.teacher.tokens(batch["image"].float() / 255)
+    theirs = lightly.apply_masks(whole, list(seen["places"].unbind(1)))  # block after block, (M * N, T, D)
+    torch.testing.assert_close(seen["target"].transpose(0, 1).flatten(0, 1), theirs)
+
+
 def test_ijepas_predictor_is_told_where_to_look(params, pictures):
     """Were it not, it would say the same of every place."""
     method, said = made(params, "ijepa"), []

@@ -11,6 +11,7 @@ from ssl_methods.contrastive.moco import info_nce
 from ssl_methods.contrastive.simclr import nt_xent
 from ssl_methods.distillation.byol import regression
 from ssl_methods.distillation.simsiam import negative_cosine
+from ssl_methods.encoders import patchify
 from ssl_methods.masked.mae import hidden_error, normalise
 from ssl_methods.parts import follow, in_float32, mlp, spread, teacher_of
 
@@ -158,3 +159,46 @@ def test_a_teacher_is_a_moving_average_that_no_gradient_reaches():
     for old, new in zip(before, teacher.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.1)
         assert not new.requires_grad
+
+
+# ---- Against lightly, with gradients
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_is_lightlys(views, temperature):
+    theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=temperature)
+    same_with_gradients(nt_xent(*views, temperature), theirs(*views), *views)
+
+
+def test_info_nce_is_lightlys_with_a_memory_bank(views):
+    """Theirs normalises by itself, and its bank, a queue turned on its side, holds the keys constant."""
+    theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.2, memory_bank_size=(9, 5))
+    queue = F.normalize(torch.randn(9, 5), dim=1)
+    theirs.memory_bank.bank = queue.T.contiguous()
+    theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
+    q, k = (F.normalize(v, dim=1) for v in views)
+    same_with_gradients(info_nce(q, k, queue, 0.2), theirs(*views), *views)
+
+
+def test_negative_cosine_is_lightlys_and_byols_loss_two_and_twice_it(views):
+    p, z = views
+    theirs = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    same_with_gradients(negative_cosine(p, z), theirs(p, z.detach()), p)
+    same_with_gradients(regression(p, z), 2 + 2 * theirs(p, z), p, z)
+
+
+def test_mae_is_lightlys():
+    """Their patches have the colours last, ours first; they too divide by the unbiased variance."""
+    lightly = pytest.importorskip("lightly.models.utils")
+    x = torch.rand(3, 3, 16, 16)
+    theirs = lightly.patchify(x, 4).unflatten(2, (16, 3)).transpose(2, 3).flatten(2)
+    ours = patchify(x, 4)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(normalise(ours), lightly.normalize_mean_var(theirs), rtol=1e-5, atol=1e-5)
+
+    predicted = torch.randn(3, 16, 48, requires_grad=True)
+    keep, masked = lightly.random_token_mask((3, 16), mask_ratio=0.75, mask_class_token=True)
+    hidden = torch.zeros(3, 16).scatter(1, masked, 1.0)
+    assert (16 - keep.shape[1]) == hidden.sum(1)[0] == 12
+    told, true = (lightly.get_at_index(patches, masked) for patches in (predicted, normalise(ours)))
+    same_with_gradients(hidden_error(predicted, normalise(ours), hidden), F.mse_loss(told, true), predicted)

@@ -77,6 +77,7 @@ def test_its_loss_is_a_finite_scalar_and_so_is_what_it_plots(trained_entry, pict
         assert value.shape == ()
         assert value.isfinite()
     assert not any(value.requires_grad for value in extras.values())
+    assert not extras.keys() & {"self", "step", "samples", "loss", "lr"}  # a point of the curve has these already
 
 
 def test_gradient_reaches_all_of_the_encoder(trained_entry, pictures):

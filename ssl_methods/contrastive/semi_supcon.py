@@ -79,5 +79,5 @@ class SemiSupCon(Method):
         z1, z2 = z.chunk(2)  # (N, D) each
         supervised = contrast(z1, z2, y, self.temperature)
         own = contrast(z1, z2, batch["index"], self.temperature)
-        extras = {"supervised": supervised.detach(), "self": own.detach()}
+        extras = {"supervised": supervised.detach(), "own": own.detach()}
         return self.lambda_1 * supervised + self.lambda_2 * own, extras
