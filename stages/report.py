@@ -119,7 +119,8 @@ NOTE = """\
 Accuracy on test, in percent: mean and 95 % Student-t interval over seeds (below three measured seeds: the test set's
 standard error, s.e.). Bold: the best self-supervised entry whose every seed finished well, and those that a paired test
 over seeds, with Holm's correction, cannot tell apart from it. Chosen depth: of the features after each of the encoder's
-stages, those that the probe prefers on validation data. Rank: the features' effective rank."""
+stages (a denoiser's also in noise), those that the probe prefers on validation data. Rank: the features' effective
+rank."""
 
 POINTERS = """\
 * [results.csv](results.csv): every run and measure

@@ -401,7 +401,7 @@ def test_semi_supcon_adds_what_its_lambdas_say(build, pictures):
     batch = next(batches(pictures, 1))
     loss, terms = build("semi_supcon", labelled=0.5, lambda_1=2.0, lambda_2=3.0)(batch)
     assert terms["supervised"] > 0
-    torch.testing.assert_close(loss.detach(), 2 * terms["supervised"] + 3 * terms["self"])
+    torch.testing.assert_close(loss.detach(), 2 * terms["supervised"] + 3 * terms["own"])
 
 
 def test_the_labelled_rows_are_a_fixed_set_that_grows_with_its_fraction():
