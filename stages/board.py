@@ -148,7 +148,7 @@ def depths(entry: Entry) -> str:
     """
     measured = [run.evaluate for run in entry.runs if run.value(DEPTH) is not None]
     chosen = [found["choices"]["depth"] for found in measured if len(found["depths"]) > 1]
-    return listed(chosen if len(set(chosen)) > 1 else chosen[:1])
+    return listed(chosen) if len(set(chosen)) > 1 else "".join(chosen[:1])
 
 
 def gain(entry: Entry, entries: list[Entry]) -> Estimate | None:

@@ -156,7 +156,10 @@ def write_run(folder, name, seed, row):
     scores |= {"effective_rank": 1.2 if collapsed else 40 + row, "features": 192}
     errors = {"linear_error": 1.1, "knn_error": 1.15, "linear_validation": linear + 0.5, "knn_validation": linear - 3}
     heights = {"stage 1": linear - 9, "stage 2": linear, "stage 3": linear - seed % 2}
-    errors |= {"depths": heights, "choices": {"depth": f"stage {3 - seed % 2}"}}
+    chosen = f"stage {3 - seed % 2}"
+    if name == "pca":
+        heights, chosen = {"features": linear}, "features"
+    errors |= {"depths": heights, "choices": {"depth": chosen}}
     scores = dict.fromkeys(scores) if diverged else scores
     data = {"classes": list("abcdefghi"), "rows": {"train": 8464, "validation": 1814, "test": 1814}}
     write_json(folder / "scores.json", {"status": status, **scores})
@@ -316,6 +319,7 @@ def test_the_depth_that_validation_chose_is_named(table, files):
     assert table.row("simclr").cells["linear_depth"].note == "stage 3, stage 2 and stage 3"
     assert table.row("simsiam").cells["linear_depth"].note == "stage 3, stage 2 and stage 3"
     assert table.row("byol").cells["linear_depth"].note == "stage 3"  # its second seed diverged
+    assert table.row("pca").cells["linear_depth"].note == ""  # nothing to choose
     assert all("stage 3, stage 2 and stage 3" in files[name] for name in ("index.html", "README.md"))
 
 
