@@ -16,6 +16,7 @@ DEPTH = "linear_depth"
 MEASURES = {"linear": "linear probe", DEPTH: "linear probe, chosen depth", "knn": "k-NN"}  # accuracy on test, percent
 FIRST = "linear"  # the measure that orders the table
 BEST, TIED = "best", "tied"
+NAMED = 6  # so many entries a sentence names; more it counts
 FAILURES = (DIVERGED, COLLAPSED, UNEVALUATED, MISSING)
 
 
@@ -189,7 +190,8 @@ def lead(board: Board, measure: str) -> list[str]:
     if cell.estimate.low is None:
         return [f"{words}; with fewer than {statistics.FEWEST} seeds, differences are not tested."]
     if tied:
-        words += f"; {listed(tied)} cannot be told apart from it."
+        some = listed(tied) if len(tied) <= NAMED else f"{len(tied)} of the {len(rivals)} others that are ranked"
+        words += f"; {some} cannot be told apart from it."
     else:
         words += f", ahead of all {len(rivals)} others that are ranked." if rivals else "."
     controls = {row.entry.name: row.cells[measure].estimate.mean for row in board.controls if measure in row.cells}
