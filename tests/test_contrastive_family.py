@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import cosine, same_with_gradients, slow_nt_xent
+from test_losses import cosine, mean, same_with_gradients, slow_nt_xent
 from test_methods import FACTS, batches, matched, pretrained, small, whole_step
 from torch import Tensor
 
@@ -55,10 +55,6 @@ def loss_of(method: Method, batch: dict[str, Tensor]) -> Tensor:
 def columns_of(z: Tensor) -> list[list[Tensor]]:
     """The features of z (N, D) as D lists of N scalars."""
     return [[row[i] for row in z] for i in range(z.shape[1])]
-
-
-def mean(values: list[Tensor]) -> Tensor:
-    return sum(values) / len(values)
 
 
 # ---- SupCon

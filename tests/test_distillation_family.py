@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import same_with_gradients
+from test_losses import mean, same_with_gradients
 from test_methods import FACTS, SMALL, TRAINING, batches, matched, pretrained, small
 from torch import Tensor
 
@@ -36,10 +36,6 @@ def slow_cross_entropy(p: Tensor, logits: Tensor) -> Tensor:
     """- p . log softmax(logits), term by term."""
     total = sum(value.exp() for value in logits)
     return -sum(p[k] * (logits[k].exp() / total).log() for k in range(len(p)))
-
-
-def mean(values: list[Tensor]) -> Tensor:
-    return sum(values) / len(values)
 
 
 @pytest.fixture

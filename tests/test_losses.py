@@ -16,6 +16,10 @@ from ssl_methods.masked.mae import hidden_error, normalise
 from ssl_methods.parts import follow, in_float32, mlp, spread, teacher_of
 
 
+def mean(values: list[Tensor]) -> Tensor:
+    return sum(values) / len(values)
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.square().sum().sqrt() * b.square().sum().sqrt())
 
