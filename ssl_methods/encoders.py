@@ -89,6 +89,19 @@ class ResNet(nn.Module):
         return self.maps(x)[-1].mean((2, 3))  # (N, D)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(d)) v. q, k, v: (N, heads, L, d); `seen` (N, 1, L, L), true where row may look at column.
+
+    Written out for bfloat16 on a CPU: the backward pass of torch 2.14's fused kernel takes ten times as long there.
+    """
+    if q.device.type != "cpu" or q.dtype is not torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, seen)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (N, heads, L, L)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v  # (N, heads, L, d)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
 
@@ -98,9 +111,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, L, D)
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:  # (N, L, D)
+        """`seen` (N, L, L), if given, is true where the token of that row may look at that column's."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, L, d)
-        h = F.scaled_dot_product_attention(q, k, v)  # (N, heads, L, d)
+        h = attend(q, k, v, None if seen is None else seen[:, None])  # (N, heads, L, d)
         return self.out(h.transpose(1, 2).flatten(2))  # (N, L, D)
 
 
@@ -113,25 +127,27 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, L, D)
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:  # (N, L, D)
+        x = x + self.attention(self.norm1(x), seen)
         return x + self.mlp(self.norm2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a last norm: tokens in, tokens out."""
+    """A stack of blocks and a last norm: tokens in, tokens out. `seen` as in `Attention`."""
 
     def __init__(self, width: int, depth: int, heads: int):
         super().__init__()
-        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, L, D)
-        return self.norm(self.blocks(x))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:  # (N, L, D)
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.norm(x)
 
 
 def sine_positions(side: int, width: int) -> Tensor:
@@ -176,15 +192,25 @@ class ViT(nn.Module):
         self.register_buffer("positions", sine_positions(size // patch, width), persistent=False)
         self.transformer = Transformer(width, depth, heads)
 
+    def enter(self, x: Tensor, hidden: Tensor | None = None, blank: Tensor | None = None) -> Tensor:
+        """What enters the transformer: the patches of pictures (N, 3, H, W), embedded, with positions, (N, L, D).
+
+        Where `hidden` (N, L) is true, the vector `blank` (D,) stands in the patch's place.
+        """
+        h = self.embed(patchify(centre(x), self.patch))
+        if hidden is not None:
+            h = torch.where(hidden[:, :, None], blank.to(h.dtype), h)
+        return h + self.positions
+
     def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """The tokens of pictures (N, 3, H, W): all L, or those at the places `keep` (N, M), as (N, M, D)."""
-        h = self.embed(patchify(centre(x), self.patch)) + self.positions  # (N, L, D)
+        h = self.enter(x)  # (N, L, D)
         if keep is not None:
             h = h.gather(1, keep[:, :, None].expand(-1, -1, self.dim))  # (N, M, D)
         return self.transformer(h)
 
     def depths(self, x: Tensor) -> dict[str, Tensor]:
-        h, features = self.embed(patchify(centre(x), self.patch)) + self.positions, {}
+        h, features = self.enter(x), {}
         for i, block in enumerate(self.transformer.blocks, 1):
             h = block(h)
             features[f"block {i}"] = h.mean(1)
@@ -192,15 +218,6 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tokens(x).mean(1)  # (N, D)
-
-
-def blanked(encoder: ViT, x: Tensor, hidden: Tensor, blank: Tensor) -> Tensor:
-    """What enters a ViT's transformer when the vector `blank` (D,) stands for the hidden patches.
-
-    Pictures (N, 3, H, W) and `hidden` (N, L), true where hidden, to tokens (N, L, D).
-    """
-    h = encoder.embed(patchify(centre(x), encoder.patch))  # (N, L, D)
-    return torch.where(hidden[:, :, None], blank.to(h.dtype), h) + encoder.positions
 
 
 class Shallow(nn.Module):

@@ -64,9 +64,12 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 @torch.no_grad()
 def enqueue(queue: Tensor, keys: Tensor) -> None:
-    """First in, first out: the keys (N, D) of all processes enter the queue (K, D), and as many of the oldest leave."""
-    newest = torch.cat([gather(keys).to(queue.dtype), queue])
-    queue.copy_(newest[: len(queue)])
+    """First in, first out: the keys (..., N, D) enter the queue (..., K, D), and as many of the oldest leave.
+
+    For one queue on many processes, gather the keys first.
+    """
+    newest = torch.cat([keys.to(queue.dtype), queue], dim=-2)
+    queue.copy_(newest[..., : queue.shape[-2], :])
 
 
 def gather(x: Tensor) -> Tensor:
@@ -90,6 +93,11 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return loss(*floats, **settings)
 
     return exact
+
+
+def masked_mean(error: Tensor, counts: Tensor) -> Tensor:
+    """The mean of `error` (N, L) over the places where `counts` (N, L) is true, or 1."""
+    return (error * counts).sum() / counts.sum()
 
 
 def spread(z: Tensor) -> Tensor:

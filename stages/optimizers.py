@@ -20,7 +20,7 @@ class LARS(torch.optim.Optimizer):
     norms (one dimension) take plain steps, as in SimCLR and BYOL.
     """
 
-    def __init__(self, params: Iterable, lr: float, weight_decay: float, momentum: float = 0.9, trust: float = 1e-3):
+    def __init__(self, params: Iterable, lr: float, weight_decay: float, momentum: float, trust: float = 1e-3):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
 
     @torch.no_grad()
@@ -46,10 +46,10 @@ def optimizer_of(method: nn.Module, training: Training) -> torch.optim.Optimizer
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.lr, fused=fusible(trained))
+        return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, 0.999), fused=fusible(trained))
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.lr, momentum=0.9, fused=fusible(trained))
-    return LARS(groups, lr=training.lr, weight_decay=training.weight_decay)
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.beta1, fused=fusible(trained))
+    return LARS(groups, lr=training.lr, momentum=training.beta1, weight_decay=training.weight_decay)
 
 
 def fusible(parameters: list[Tensor]) -> bool:

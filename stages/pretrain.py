@@ -6,8 +6,6 @@ data/<modality>/train
 """
 
 import argparse
-import base64
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,11 +23,11 @@ from . import checkpoint, devices, plan
 from .columns import Columns, facts_of, manifest
 from .files import write_json
 from .optimizers import optimizer_of, pace
+from .panels import panel
 from .progress import Progress
 from .settings import Entry, InputError, Training, command
 
 CHECKPOINT_SECONDS = 30.0
-DRAWN = 6  # held-out pictures, for those methods that draw
 POINTS = 100  # on a loss curve
 STILL = 20  # steps without the least change of the loss, after which it is dead
 
@@ -195,26 +191,6 @@ def write(trained: Trained, folder: Path) -> None:
         weights = {name: tensor.contiguous().cpu() for name, tensor in trained.method.encoder.state_dict().items()}
         save_file(weights, folder / "encoder.safetensors")
     write_json(folder / "status.json", status)
-
-
-def panel(method: Method, folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """What a method draws of a few held-out pictures that may be shown: a row of them for each of `shows`, as WebP.
-
-    None for a method that draws nothing.
-    """
-    if type(method).draw is Method.draw:
-        return None
-    data, columns = manifest(folder), Columns(folder / "validation", method.columns, device)
-    rows = data["show"]["validation"] if "show" in data else range(len(columns))
-    chosen = [rows[i * len(rows) // DRAWN] for i in range(min(DRAWN, len(rows)))]
-    torch.manual_seed(0)  # for holes and noise: the same in every run
-    with torch.inference_mode():
-        drawn = method.draw(columns.rows(torch.tensor(chosen, dtype=torch.long)))
-    strips = [F.pad(pictures.float().cpu(), (1, 1, 1, 1), value=1.0) for pictures in drawn.values()]
-    grid = torch.cat([torch.cat(list(strip), dim=2) for strip in strips], dim=1)  # (3, shows * h, chosen * w)
-    file = io.BytesIO()
-    Image.fromarray((grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "webp", quality=90)
-    return {"shows": list(drawn), "webp": base64.b64encode(file.getvalue()).decode()}
 
 
 def record(trained: Trained, entry: Entry, folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:

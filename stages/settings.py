@@ -45,6 +45,7 @@ class Training(Block):
     batch_size: Annotated[int, Interval(ge=2)]
     optimizer: Literal["adamw", "sgd", "lars"]
     lr: Positive
+    beta1: Fraction = 0.9  # how much of the last direction a step keeps: AdamW's beta_1, SGD's and LARS's momentum
     weight_decay: NonNegative = 0.0
     warmup: Fraction = 0.1  # the share of all steps in which the learning rate rises
     clip: Positive | None = None  # the gradient's largest norm

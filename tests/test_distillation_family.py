@@ -16,7 +16,6 @@ from ssl_methods import Method, build_encoder
 from ssl_methods.clustering.deepcluster import group_loss, spherical_kmeans
 from ssl_methods.clustering.swav import sinkhorn, swapped_prediction
 from ssl_methods.distillation.dino import cosines, sharpen
-from ssl_methods.encoders import blanked
 from ssl_methods.masked.data2vec import feed_forwards, hidden_regression, mean_of_layers
 from ssl_methods.masked.ijepa import distance, draw_blocks, draw_context
 from ssl_methods.masked.simmim import absolute_error
@@ -80,6 +79,20 @@ def test_views_have_boxes_of_their_scale(monkeypatch):
     image.simclr_view(x, 0.5, scale=(0.05, 0.4))
     np.testing.assert_allclose(drawn, [(0.14, 1), (0.525, 0.7)])
     assert image.simclr_view(x, 0, scale=(0.05, 0.4)).equal(x)
+
+
+def test_multi_crop_has_two_wide_views_and_small_near_ones(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(image, "crop", lambda x, scale, ratio, flip: drawn.append(scale) or x)
+    monkeypatch.setattr(image, "jitter", lambda x, *amounts, **others: x)
+    monkeypatch.setattr(image, "grey", lambda x, p: x)
+    x = torch.rand(2, 3, 8, 8)
+    wide, near = image.multi_crop(x, 3, 1.0, border=0.4)
+    np.testing.assert_allclose(drawn, [(0.4, 1), (0.05, 0.4)])
+    assert wide.equal(torch.cat([x, x]))  # view after view
+    torch.testing.assert_close(
+        near, torch.cat([x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]] * 3) / 4
+    )
 
 
 # ---- DINO
@@ -386,11 +399,11 @@ def test_what_is_blanked_cannot_be_told(pictures):
     hidden = image.hidden_squares(x, 4, 2, 0.6)
     where = F.interpolate(hidden.view(2, 1, 4, 4).float(), scale_factor=4) == 1
     changed = torch.where(where, torch.rand_like(x), x)
-    assert torch.equal(blanked(encoder, x, hidden, blank), blanked(encoder, changed, hidden, blank))
+    assert torch.equal(encoder.enter(x, hidden, blank), encoder.enter(changed, hidden, blank))
     seen = torch.where(where, x, torch.rand_like(x))
-    assert not torch.equal(blanked(encoder, x, hidden, blank), blanked(encoder, seen, hidden, blank))
+    assert not torch.equal(encoder.enter(x, hidden, blank), encoder.enter(seen, hidden, blank))
     nothing = torch.zeros_like(hidden)
-    torch.testing.assert_close(encoder.transformer(blanked(encoder, x, nothing, blank)), encoder.tokens(x))
+    torch.testing.assert_close(encoder.transformer(encoder.enter(x, nothing, blank)), encoder.tokens(x))
 
 
 @pytest.mark.parametrize("name", ["simmim", "data2vec"])

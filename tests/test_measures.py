@@ -1,13 +1,14 @@
 """The measures, against closed forms, hand-computed cases and scikit-learn."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from stages.measures import accuracy, best, joined, knn, linear, standard_error
+from stages.measures import Labelled, accuracy, best, joined, knn, linear, standard_error
 from stages.measures.rank import effective_rank
 from stages.measures.spread import spread
 
@@ -91,6 +92,12 @@ def test_k_is_chosen_on_validation_and_the_bank_then_holds_both():
 # ---- The linear probe
 
 
+def probe_of(train: Labelled, validation: Labelled, test: Labelled, *, strengths: Iterable[float]) -> linear.Probe:
+    """As evaluation does: the strength chosen on validation data, then test read with it."""
+    curve = linear.choose(train, validation, strengths=strengths, classes=4)
+    return linear.read(curve, train, validation, test, classes=4)
+
+
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_the_probe_equals_scikit_learn(strength):
     (x, y), (x_test, _) = clusters(600, apart=0.5, width=12), clusters(300, apart=0.5, width=12, seed=1)
@@ -133,15 +140,15 @@ def test_the_strength_is_chosen_before_test_is_opened(monkeypatch):
     train, validation, test = splits(apart=0.15, width=100)
     sealed = Sealed(test)
     monkeypatch.setattr(linear, "best", sealed.choose)
-    probe = linear.probe(train, validation, sealed, strengths=STRENGTHS, classes=4)
-    scrambled = linear.probe(train, validation, (test[0], test[1].roll(1)), strengths=STRENGTHS, classes=4)
+    probe = probe_of(train, validation, sealed, strengths=STRENGTHS)
+    scrambled = probe_of(train, validation, (test[0], test[1].roll(1)), strengths=STRENGTHS)
     assert (scrambled.strength, scrambled.curve) == (probe.strength, probe.curve)
     assert scrambled.test < probe.test
 
 
 def test_a_probe_reports_its_curve_and_a_test_score_after_training_on_both():
     train, validation, test = splits(apart=0.15, width=100)
-    probe = linear.probe(train, validation, test, strengths=STRENGTHS, classes=4)
+    probe = probe_of(train, validation, test, strengths=STRENGTHS)
     assert list(probe.curve) == [1.0, 1e-2, 1e-4]
     assert len(set(probe.curve.values())) > 1
     assert probe.validation == probe.curve[probe.strength] == max(probe.curve.values())
@@ -154,8 +161,8 @@ def test_constant_columns_change_nothing():
     plain = splits()
     constant = torch.tensor([0.0, 0.1, -1e8])
     padded = [(torch.cat([x, constant.expand(len(x), 3)], 1), y) for x, y in plain]
-    expected = linear.probe(*plain, strengths=STRENGTHS, classes=4)
-    assert linear.probe(*padded, strengths=STRENGTHS, classes=4) == expected
+    expected = probe_of(*plain, strengths=STRENGTHS)
+    assert probe_of(*padded, strengths=STRENGTHS) == expected
     ((_, classifier),) = linear.fit(padded[0], strengths=[1e-4], classes=4)
     assert classifier.weight[:, 8:].abs().max() < 1e-6
 
@@ -164,20 +171,20 @@ def test_a_column_that_varies_by_rounding_alone_tells_nothing():
     plain = splits(apart=0)
     hinted = [(torch.cat([x, torch.full((len(x), 1), 100) + y[:, None] * 1e-5], 1), y) for x, y in plain]
     assert len(hinted[0][0][:, -1].unique()) > 1
-    expected = linear.probe(*plain, strengths=STRENGTHS, classes=4)
-    assert linear.probe(*hinted, strengths=STRENGTHS, classes=4) == expected
+    expected = probe_of(*plain, strengths=STRENGTHS)
+    assert probe_of(*hinted, strengths=STRENGTHS) == expected
 
 
 def test_the_scale_and_place_of_a_column_change_nothing():
     plain = splits()
     moved = [(x * torch.logspace(-4, 4, 8) + torch.linspace(-9, 9, 8), y) for x, y in plain]
-    expected = linear.probe(*plain, strengths=STRENGTHS, classes=4)
-    assert linear.probe(*moved, strengths=STRENGTHS, classes=4).curve == pytest.approx(expected.curve, abs=1)
+    expected = probe_of(*plain, strengths=STRENGTHS)
+    assert probe_of(*moved, strengths=STRENGTHS).curve == pytest.approx(expected.curve, abs=1)
 
 
 def test_separable_data_has_finite_weights_and_no_mistakes():
     train, validation, test = splits(apart=20, noise=0.01)
-    probe = linear.probe(train, validation, test, strengths=[1e-8], classes=4)
+    probe = probe_of(train, validation, test, strengths=[1e-8])
     ((_, classifier),) = linear.fit(train, strengths=[1e-8], classes=4)
     assert probe.test == 100
     assert classifier.weight.isfinite().all()

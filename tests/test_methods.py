@@ -15,6 +15,7 @@ from torch import Tensor
 
 import ssl_methods
 from ssl_methods import Method, build_encoder, families
+from ssl_methods.encoders import attend
 from ssl_methods.modalities import image
 from stages import settings
 from stages.columns import Columns
@@ -32,7 +33,11 @@ SMALL = {
     "Pixels": {"architecture": "Pixels", "side": 8},
     "Dictionary": {"architecture": "Dictionary", "patch": 6, "width": 20},
 }
-TRAINING = Training(encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, warmup=0.1)
+TRAINING = (
+    Training(  # in a precision that all machines have, so that what is learnt depends on them as little as may be
+        encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, warmup=0.1, precision="float32"
+    )
+)
 
 
 def small(entry: Entry, **hyper) -> Entry:
@@ -181,14 +186,21 @@ def test_a_whole_step_runs_where_there_is_no_data_to_look_at(trained_entry, pict
 
 
 def pretrained(
-    pictures: Tensor, params: settings.Settings, name: str, folder: Path, steps: int, lr: float = 3e-3, **hyper
+    pictures: Tensor,
+    params: settings.Settings,
+    name: str,
+    folder: Path,
+    steps: int,
+    lr: float = 3e-3,
+    beta1: float = 0.9,
+    **hyper,
 ) -> tuple[Method, list[dict[str, float]]]:
     """The method after `steps` steps of the real loop on the small pictures, and its curve."""
     np.save(folder / "image.npy", pictures.numpy())
     np.save(folder / "label.npy", (pictures[:, 0].float().mean((1, 2)) > 140).long().numpy())
     method = build_method(small(params.entry("image", name), **hyper), FACTS, seed=0).train()
     columns = Columns(folder, method.columns, torch.device("cpu"))
-    training = TRAINING.model_copy(update={"lr": lr})
+    training = TRAINING.model_copy(update={"lr": lr, "beta1": beta1})
     trained = fit(method, columns, training, steps=steps, seed=0, label=name)
     assert trained.status == "ok"
     return trained.method, trained.curve
@@ -246,6 +258,23 @@ def test_mae_never_sees_what_it_must_paint(params, pictures):
     hidden = torch.ones(2, 16).scatter(1, keep, 0.0).view(2, 1, 4, 4)
     changed = torch.where(F.interpolate(hidden, scale_factor=4) == 1, torch.rand_like(x), x)
     torch.testing.assert_close(encoder.tokens(x, keep), encoder.tokens(changed, keep))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_torchs_and_so_is_its_gradient(kind, masked):
+    torch.manual_seed(0)
+    ours, theirs = (torch.randn(3, 2, 4, 6, 8).to(kind).requires_grad_() for _ in range(2))
+    theirs.data.copy_(ours.data)
+    seen = (torch.rand(2, 1, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool) if masked else None
+    found, expected = attend(*ours, seen), F.scaled_dot_product_attention(*theirs, seen)
+    near = {"rtol": 1e-5, "atol": 1e-5} if kind is torch.float32 else {"rtol": 0.03, "atol": 0.03}
+    assert found.dtype == kind
+    torch.testing.assert_close(found, expected, **near)
+    weight = torch.randn_like(found)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, **near)
 
 
 def test_all_tokens_in_any_order_are_the_same_tokens(pictures):

@@ -60,8 +60,25 @@ def test_lars_is_algorithm_1():
 def test_lars_survives_a_weight_of_zeros():
     weight = nn.Parameter(torch.zeros(2, 2))
     weight.grad = torch.ones(2, 2)
-    LARS([weight], lr=0.1, weight_decay=0.0).step()
+    LARS([weight], lr=0.1, weight_decay=0.0, momentum=0.9).step()
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), -0.1))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_beta1_is_how_much_of_the_last_direction_a_step_keeps(name):
+    """Where the gradient is zero the second time, the second step is what is kept of the first."""
+
+    def second_step(beta1: float) -> float:
+        layer = nn.Linear(1, 1)
+        optimizer = optimizer_of(layer, profile(optimizer=name, beta1=beta1))
+        for gradient in (1.0, 0.0):
+            before = layer.bias.item()
+            layer.weight.grad, layer.bias.grad = torch.zeros(1, 1), torch.full((1,), gradient)
+            optimizer.step()
+        return before - layer.bias.item()
+
+    assert second_step(0.0) == pytest.approx(0, abs=1e-7)
+    assert 0 < second_step(0.5) < second_step(0.9)
 
 
 STEPS = """

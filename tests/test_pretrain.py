@@ -20,6 +20,7 @@ from torch import Tensor
 from stages import checkpoint, columns, devices, pretrain, settings
 from stages.columns import Columns
 from stages.files import write_json
+from stages.panels import panel
 from stages.settings import Entry, InputError, Training
 
 ROOT = Path(__file__).parent.parent
@@ -66,14 +67,14 @@ def test_a_panel_shows_held_out_pictures_that_may_be_shown(data, pictures):
     trained = pretrain.train(entry_of("autoencoder"), data, seed=0)
     for shown in (list(range(0, 256, 42))[:6], [3, 5, 8]):
         write_json(data / "manifest.json", manifest | {"show": {"validation": shown}})
-        panel = pretrain.panel(trained.method, data, torch.device("cpu"))
-        assert panel["shows"] == ["output", "truth"]
-        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(panel["webp"]))).convert("RGB"))
+        made = panel(trained.method, data, torch.device("cpu"))
+        assert made["shows"] == ["output", "truth"]
+        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(made["webp"]))).convert("RGB"))
         assert drawn.shape == (2 * 18, len(shown) * 18, 3)
         for n, row in enumerate(shown):
             truth = drawn[19:35, 18 * n + 1 : 18 * n + 17].astype(int)
             assert abs(truth - pictures[row].permute(1, 2, 0).numpy()).mean() < 20  # WebP keeps colours coarsely
-    assert pretrain.panel(pretrain.train(entry_of("untrained"), data, seed=0).method, data, torch.device("cpu")) is None
+    assert panel(pretrain.train(entry_of("untrained"), data, seed=0).method, data, torch.device("cpu")) is None
 
 
 def test_every_picture_is_seen_once_an_epoch_in_an_order_of_the_seed(data):

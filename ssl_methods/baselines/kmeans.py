@@ -60,7 +60,7 @@ class KMeans(Method):
         self.turn = self.passes_done()
         drawn = random_patches(image.unit(batch["image"]), self.patches, self.encoder.patch)
         drawn = self.encoder.normalise(drawn)  # (M, P)
-        enqueue(self.latest, drawn)
+        enqueue(self.latest, gather(drawn))
         if self.turn == 0:
             self.drawn.add(drawn)
             return drawn.var(0).sum(), {}  # as far as patches are from a single centroid

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import gather, in_float32, mlp, spread, swapped
+from ..parts import enqueue, gather, in_float32, mlp, spread, swapped
 
 
 @in_float32
@@ -78,9 +78,7 @@ class SwAV(Method):
 
     def forward(self, batch):
         x = image.unit(batch["image"])
-        wide = image.simclr_view(x.repeat(2, 1, 1, 1), self.strength, scale=(0.14, 1))  # (2N, 3, H, W)
-        near = image.simclr_view(x.repeat(self.crops, 1, 1, 1), self.strength, scale=(0.05, 0.14))
-        near = F.avg_pool2d(near, 2)  # (crops * N, 3, H / 2, W / 2)
+        wide, near = image.multi_crop(x, self.crops, self.strength, border=0.14)
         z = self.projector(torch.cat([self.encoder(wide), self.encoder(near)]))
         z = F.normalize(z.float(), dim=1).chunk(2 + self.crops)  # (N, D) each
         z = torch.stack([gather(view) for view in z])  # (V, all N, D)
@@ -93,4 +91,4 @@ class SwAV(Method):
     @torch.no_grad()
     def after_step(self):
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-        self.queue.copy_(torch.cat([self.newest, self.queue], dim=1)[:, : self.queue.shape[1]])  # first in, first out
+        enqueue(self.queue, self.newest)

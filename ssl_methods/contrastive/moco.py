@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import enqueue, follow, in_float32, mlp, teacher_of
+from ..parts import enqueue, follow, gather, in_float32, mlp, teacher_of
 
 
 @in_float32
@@ -60,4 +60,4 @@ class MoCo(Method):
 
     def after_step(self):
         follow(self.teacher, self.student, self.momentum)
-        enqueue(self.queue, self.keys)
+        enqueue(self.queue, gather(self.keys))

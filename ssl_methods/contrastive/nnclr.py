@@ -65,4 +65,4 @@ class NNCLR(Method):
         return (loss1 + loss2) / 2, {}
 
     def after_step(self):
-        enqueue(self.queue, self.keys)
+        enqueue(self.queue, gather(self.keys))

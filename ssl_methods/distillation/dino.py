@@ -82,9 +82,7 @@ class DINO(Method):
 
     def forward(self, batch):
         x = image.unit(batch["image"])
-        wide = image.simclr_view(x.repeat(2, 1, 1, 1), self.strength, scale=(0.4, 1))  # (2N, 3, H, W)
-        near = image.simclr_view(x.repeat(self.crops, 1, 1, 1), self.strength, scale=(0.05, 0.4))
-        near = F.avg_pool2d(near, 2)  # (crops * N, 3, H / 2, W / 2)
+        wide, near = image.multi_crop(x, self.crops, self.strength, border=0.4)
         scores = torch.cat([self.student(wide), self.student(near)])  # (V * N, K), V = 2 + crops
         with torch.no_grad():
             self.taught = self.teacher(wide)  # (2N, K)

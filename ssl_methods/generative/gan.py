@@ -48,12 +48,14 @@ class Discriminator(nn.Module):
 
 
 class BiGAN(Method):
-    """Section 3."""
+    """Section 3. A code must have fewer numbers than the encoder features, or all E(x) would lie in a plane among z."""
 
     columns = ("image",)
 
     def __init__(self, encoder: nn.Module, *, size: int, latent: Count = 200, width: Count = 64):
         super().__init__()
+        if latent > encoder.dim:
+            raise ValueError(f"`latent` {latent} must be at most the number of its features, {encoder.dim}")
         self.encoder = encoder
         self.code = nn.Linear(encoder.dim, latent)  # E(x) = code(encoder(x))
         self.generator = Decoder(latent, width, size)  # G, before its sigmoid

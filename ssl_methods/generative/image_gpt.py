@@ -19,30 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
-from ..encoders import Attention, ViT, centre, patchify, unpatchify
+from ..encoders import ViT, patchify, unpatchify
 from ..modalities import image
-from ..parts import in_float32
+from ..parts import in_float32, masked_mean
 
 
 def prefix_causal(prefix: Tensor, length: int) -> Tensor:
-    """Whether token i may see token j: where j <= i, or both are in the prefix. (N,) -> (N, 1, L, L)."""
+    """Whether token i may see token j: where j <= i, or both are in the prefix. (N,) -> (N, L, L)."""
     place = torch.arange(length, device=prefix.device)
-    return (place <= place[:, None]) | (place < prefix[:, None, None, None])
-
-
-def masked_tokens(encoder: ViT, x: Tensor, seen: Tensor) -> Tensor:
-    """`encoder.tokens(x)` where tokens see only what `seen` (N, 1, L, L) allows: (N, 3, H, W) -> (N, L, D)."""
-    h = encoder.embed(patchify(centre(x), encoder.patch)) + encoder.positions  # (N, L, D)
-    for block in encoder.transformer.blocks:
-        h = h + masked_attention(block.attention, block.norm1(h), seen)
-        h = h + block.mlp(block.norm2(h))
-    return encoder.transformer.norm(h)
-
-
-def masked_attention(attention: Attention, x: Tensor, seen: Tensor) -> Tensor:
-    q, k, v = attention.qkv(x).unflatten(2, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, L, d)
-    h = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (N, heads, L, d)
-    return attention.out(h.transpose(1, 2).flatten(2))  # (N, L, D)
+    return (place <= place[:, None]) | (place < prefix[:, None, None])
 
 
 @in_float32
@@ -51,7 +36,7 @@ def next_patch_error(predicted: Tensor, patches: Tensor, prefix: Tensor) -> Tens
     target = F.layer_norm(patches, patches.shape[-1:], eps=1e-6)
     error = (predicted[:, :-1] - target[:, 1:]).square().mean(-1)  # (N, L - 1)
     counts = torch.arange(1, patches.shape[1], device=prefix.device) >= prefix[:, None]  # (N, L - 1)
-    return (error * counts).sum() / counts.sum()
+    return masked_mean(error, counts)
 
 
 class Perceptron(nn.Module):
@@ -85,7 +70,8 @@ class ImageGPT(Method):
 
     def predict(self, x: Tensor, prefix: Tensor) -> Tensor:
         """What each token says of the next patch: (N, 3, H, W), (N,) -> (N, L, P)."""
-        return self.head(masked_tokens(self.encoder, x, prefix_causal(prefix, self.encoder.length)))
+        seen = prefix_causal(prefix, self.encoder.length)  # (N, L, L)
+        return self.head(self.encoder.transformer(self.encoder.enter(x), seen))
 
     def draw(self, batch):
         """Each patch as told from all true ones before it, with its own mean and deviation; the first is given."""

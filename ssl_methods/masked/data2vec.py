@@ -19,14 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
-from ..encoders import blanked, centre, patchify
 from ..modalities import image
-from ..parts import follow, in_float32, spread, teacher_of
+from ..parts import follow, in_float32, masked_mean, spread, teacher_of
 
 
 def feed_forwards(encoder: nn.Module, x: Tensor) -> list[Tensor]:
     """What the perceptron of each block puts out, before it is added to what came in: (N, L, D) each."""
-    h, outputs = encoder.embed(patchify(centre(x), encoder.patch)) + encoder.positions, []
+    h, outputs = encoder.enter(x), []
     for block in encoder.transformer.blocks:
         h = h + block.attention(block.norm1(h))
         outputs.append(block.mlp(block.norm2(h)))
@@ -44,7 +43,7 @@ def mean_of_layers(*layers: Tensor) -> Tensor:
 def hidden_regression(predicted: Tensor, target: Tensor, hidden: Tensor, beta: float) -> Tensor:
     """Section 3.4, averaged. predicted, target: (N, L, D); hidden: (N, L), true where hidden."""
     error = F.smooth_l1_loss(predicted, target, beta=beta, reduction="none").mean(-1)  # (N, L)
-    return (error * hidden).sum() / hidden.sum()
+    return masked_mean(error, hidden)
 
 
 class Data2Vec(Method):
@@ -80,7 +79,7 @@ class Data2Vec(Method):
     def forward(self, batch):
         x = image.light_view(image.unit(batch["image"]), self.strength)  # (N, 3, H, W)
         hidden = image.hidden_squares(x, self.side, self.square, self.mask)  # (N, L)
-        h = self.encoder.transformer(blanked(self.encoder, x, hidden, self.blank))  # (N, L, D)
+        h = self.encoder.transformer(self.encoder.enter(x, hidden, self.blank))  # (N, L, D)
         with torch.no_grad():
             y = mean_of_layers(*feed_forwards(self.teacher, x)[-self.top :])  # (N, L, D)
         return hidden_regression(self.head(h), y, hidden, self.beta), {"spread": spread(y.mean(1))}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import Count, Fraction, Method, NonNegative
 from ..encoders import Transformer, patchify, sine_positions, unpatchify
 from ..modalities import image
-from ..parts import in_float32
+from ..parts import in_float32, masked_mean
 
 
 def normalise(patches: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def normalise(patches: Tensor) -> Tensor:
 def hidden_error(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """The mean squared error of the hidden patches. predicted, target: (N, L, P); hidden: (N, L), 1 where hidden."""
     error = (predicted - target).square().mean(-1)  # (N, L)
-    return (error * hidden).sum() / hidden.sum()
+    return masked_mean(error, hidden)
 
 
 class MAE(Method):

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
-from ..encoders import blanked, centre, patchify, unpatchify
+from ..encoders import centre, patchify, unpatchify
 from ..modalities import image
-from ..parts import in_float32
+from ..parts import in_float32, masked_mean
 
 
 @in_float32
 def absolute_error(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """Eq. (1). predicted, target: (N, L, P); hidden: (N, L), true where hidden."""
     error = (predicted - target).abs().mean(-1)  # (N, L)
-    return (error * hidden).sum() / hidden.sum()
+    return masked_mean(error, hidden)
 
 
 class SimMIM(Method):
@@ -53,7 +53,7 @@ class SimMIM(Method):
 
     def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
         """y of every patch: (N, 3, H, W) and (N, L), true where hidden -> (N, L, P)."""
-        return self.head(self.encoder.transformer(blanked(self.encoder, x, hidden, self.blank)))
+        return self.head(self.encoder.transformer(self.encoder.enter(x, hidden, self.blank)))
 
     def draw(self, batch):
         x = image.unit(batch["image"])  # (N, 3, H, W)

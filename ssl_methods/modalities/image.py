@@ -46,6 +46,17 @@ def simclr_view(x: Tensor, strength: float = 1.0, scale: tuple[float, float] = (
     return grey(x, p=min(0.2 * strength, 1))
 
 
+def multi_crop(x: Tensor, crops: int, strength: float, border: float) -> tuple[Tensor, Tensor]:
+    """Two wide views (2N, 3, H, W), and `crops` near ones at half the size (crops * N, 3, H / 2, W / 2).
+
+    Wide ones cover from a share `border` of the picture's area on, near ones from 0.05 to there. Caron et al. 2020
+    (SwAV), section 3.2.
+    """
+    wide = simclr_view(x.repeat(2, 1, 1, 1), strength, scale=(border, 1))
+    near = simclr_view(x.repeat(crops, 1, 1, 1), strength, scale=(0.05, border))
+    return wide, F.avg_pool2d(near, 2)
+
+
 def light_view(x: Tensor, strength: float = 1.0) -> Tensor:
     """Crop and flip only, as supervised learning and MAE (section 4) use them. `strength` as in `simclr_view`."""
     return _crop_and_flip(x, (0.2, 1), strength)

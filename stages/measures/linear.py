@@ -96,12 +96,6 @@ def choose(train: Labelled, validation: Labelled, *, strengths: Iterable[float],
     return {strength: accuracy(classifier.predict(features), labels) for strength, classifier in path}
 
 
-def probe(train: Labelled, validation: Labelled, test: Labelled, *, strengths: Iterable[float], classes: int) -> Probe:
-    """Chooses the strength on validation data, and reads test with it."""
-    curve = choose(train, validation, strengths=strengths, classes=classes)
-    return read(curve, train, validation, test, classes=classes)
-
-
 def read(curve: Mapping[float, float], train: Labelled, validation: Labelled, test: Labelled, *, classes: int) -> Probe:
     """Trains on train and validation together, at the best strength of `choose`'s curve, and then reads test, once."""
     strength = best(curve)

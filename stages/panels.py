@@ -1,0 +1,36 @@
+"""Panels: what a method draws of held-out pictures, for people to look at."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ssl_methods import Method
+
+from .columns import Columns, manifest
+
+DRAWN = 6  # pictures in a row
+
+
+def panel(method: Method, folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """What a method draws of a few held-out pictures that may be shown: a row of them for each of `shows`, as WebP.
+
+    None for a method that draws nothing.
+    """
+    if type(method).draw is Method.draw:
+        return None
+    data, columns = manifest(folder), Columns(folder / "validation", method.columns, device)
+    rows = data["show"]["validation"] if "show" in data else range(len(columns))
+    chosen = [rows[i * len(rows) // DRAWN] for i in range(min(DRAWN, len(rows)))]
+    torch.manual_seed(0)  # for holes and noise: the same in every run
+    with torch.inference_mode():
+        drawn = method.draw(columns.rows(torch.tensor(chosen, dtype=torch.long)))
+    strips = [F.pad(pictures.float().cpu(), (1, 1, 1, 1), value=1.0) for pictures in drawn.values()]
+    grid = torch.cat([torch.cat(list(strip), dim=2) for strip in strips], dim=1)  # (3, shows * h, chosen * w)
+    file = io.BytesIO()
+    Image.fromarray((grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "webp", quality=90)
+    return {"shows": list(drawn), "webp": base64.b64encode(file.getvalue()).decode()}
