@@ -4,8 +4,8 @@ Dwibedi, Aytar, Tompson, Sermanet, Zisserman. With a Little Help from My Friends
 of Visual Representations. ICCV 2021. https://arxiv.org/abs/2104.14548
 
     z = g(f(x)),  p = q(z)                                                 encoder f, projector g, predictor q
-    NN(z) = argmin_{s in queue} |z - s|                                    Eq. (3); all are of unit length
-    L = -log  exp(NN(z1) . p2 / T) / sum_k exp(NN(z1) . p2_k / T)          Eq. (2); and with the views swapped
+    NN(z) = argmin_{s in queue} |z - s|                                    section 3.2; all are of unit length
+    L = -log  exp(NN(z1) . p2 / T) / sum_k exp(NN(z1) . p2_k / T)          section 3.2; and with the views swapped
 
 Departs from the paper: both views share one pass, and so their batch-norm statistics.
 """
@@ -21,13 +21,13 @@ from ..parts import enqueue, gather, in_float32, mlp
 
 @in_float32
 def nearest(z: Tensor, queue: Tensor) -> Tensor:
-    """Eq. (3), for every row. z: (N, D), queue: (K, D), all of unit length, so that nearest is most alike."""
+    """NN(z), for every row. z: (N, D), queue: (K, D), all of unit length, so that nearest is most alike."""
     return queue[(z @ queue.T).argmax(1)]  # (N, D)
 
 
 @in_float32
 def neighbour_contrast(neighbour: Tensor, p: Tensor, temperature: float) -> Tensor:
-    """Eq. (2), averaged over the batch. neighbour, p: (N, D), of unit length."""
+    """L, averaged over the batch. neighbour, p: (N, D), of unit length."""
     s = gather(neighbour) @ gather(p).T / temperature  # (N, N)
     return F.cross_entropy(s, torch.arange(len(s), device=s.device))
 

@@ -4,8 +4,8 @@ Ermolov, Siarohin, Sangineto, Sebe. Whitening for Self-Supervised Representation
 https://arxiv.org/abs/2007.06346
 
     v = g(f(x))                                                            encoder f, projector g
-    L = mean over the batch of  2 - 2 cos(z1, z2)                          Eq. (3)
-    z = W (v - mean(V)),  W^T W = Cov(V)^-1                                Eq. (4), W: the inverse of Cholesky's factor
+    L = mean over the batch of  2 - 2 cos(z1, z2)                          section 3
+    z = W (v - mean(V)),  W^T W = Cov(V)^-1                                section 3, W: Cholesky's factor, inverted
 
 Each view is whitened by itself, in random sub-batches of at least 2 D pictures, the same for both ("batch slicing").
 The batch must be larger than the width D, unless the covariance is shrunk towards the identity.
@@ -23,7 +23,7 @@ from ..parts import covariance, gather, in_float32, mlp, spread
 
 
 def whiten(v: Tensor, shrinkage: float) -> Tensor:
-    """Eq. (4): (N, D) to the same with zero mean and, if `shrinkage` is 0, the identity as covariance."""
+    """z from v: (N, D) to the same with zero mean and, if `shrinkage` is 0, the identity as covariance."""
     identity = torch.eye(v.shape[1], device=v.device)
     shrunk = torch.lerp(covariance(v), identity, shrinkage)  # (D, D)
     factor = torch.linalg.cholesky_ex(shrunk).L  # unchecked: a check would wait for the device
@@ -32,7 +32,7 @@ def whiten(v: Tensor, shrinkage: float) -> Tensor:
 
 @in_float32
 def whitened_error(v1: Tensor, v2: Tensor, order: Tensor, shrinkage: float) -> Tensor:
-    """Eq. (3), in sub-batches along `order` (N,), a permutation. v1, v2: (N, D)."""
+    """L, in sub-batches along `order` (N,), a permutation. v1, v2: (N, D)."""
     n, d = v1.shape
     batches = order.tensor_split(max(1, n // (2 * d)))
     z1, z2 = (torch.cat([whiten(v[rows], shrinkage) for rows in batches]) for v in (v1, v2))  # (N, D) each
