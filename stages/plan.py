@@ -1,8 +1,8 @@
 """The first stage: checks params.yaml whole, and writes what every other stage depends on.   python -m stages.plan
 
 plan.json holds, for each stage and each row of a table, its resolved settings and the fingerprint of the code that
-they reach, and under `keys` one word for the two. That is what DVC compares, so that a change reruns what it can change
-and nothing else. It is kept in git.
+they reach; keys.json holds one word for the two. That is what DVC compares, so that a change reruns what it can change
+and nothing else. Both are kept in git. (DVC walks through a whole file for each stage: hence a short one.)
 """
 
 import json
@@ -13,7 +13,7 @@ from . import datasets, devices, files
 from .fingerprint import fingerprint
 from .settings import RESOLVED, InputError, Settings, command, pick, read
 
-PLAN = Path("plan.json")
+PLAN, KEYS = Path("plan.json"), Path("keys.json")
 
 
 def settings_of(settings: Settings) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
     plan["report"] = {
         "code": fingerprint(["stages.report"], root, files=sorted((root / "reports/templates").iterdir()))
     }
-    return plan | {"keys": keys_of(plan)}
+    return plan
 
 
 def keys_of(plan: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,9 @@ def main() -> None:
     profiles = [settings.training[bench.training] for bench in settings.benchmark.values()]
     for block in (*profiles, settings.evaluation):
         devices.choose(block.device)
-    files.write_json(PLAN, fingerprinted(plan, root))
+    plan = fingerprinted(plan, root)
+    files.write_json(PLAN, plan)
+    files.write_json(KEYS, keys_of(plan))
 
 
 if __name__ == "__main__":
