@@ -33,10 +33,9 @@ SMALL = {
     "Pixels": {"architecture": "Pixels", "side": 8},
     "Dictionary": {"architecture": "Dictionary", "patch": 6, "width": 20},
 }
-TRAINING = (
-    Training(  # in a precision that all machines have, so that what is learnt depends on them as little as may be
-        encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, warmup=0.1, precision="float32"
-    )
+# In a precision that all machines have, so that what is learnt depends on them as little as may be.
+TRAINING = Training(
+    encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, warmup=0.1, precision="float32"
 )
 
 
