@@ -24,7 +24,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def facts_of(data: dict[str, Any]) -> dict[str, Any]:
     """What encoders and methods may ask of the data, from its manifest."""
-    return {"size": data["size"], "classes": len(data["classes"]), "rows": data["splits"]["train"]["rows"]}
+    return {"classes": len(data["classes"]), "rows": data["splits"]["train"]["rows"], **data["facts"]}
 
 
 class Columns:

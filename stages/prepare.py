@@ -21,6 +21,7 @@ from .settings import InputError, command
 
 SPLITS = ("train", "validation", "test")
 LISTED = 20  # of the skipped files, in the manifest
+SHAPES = {"size": ("image", -1), "length": ("token", -1)}  # {fact: (the column that shows it, its axis)}
 
 
 def prepare(data: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def prepare(data: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]
         for name, column in dataset.splits[split].items():
             np.save(partial / split / f"{name}.npy", column)
     manifest = describe(data, settings, dataset)
+    for name, text in dataset.files.items():
+        (partial / name).write_text(text, encoding="utf-8", newline="\n")
     files.write_json(partial / "manifest.json", manifest)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
@@ -72,6 +75,11 @@ def check_columns(where: str, columns: Columns, dataset: Dataset) -> None:
         raise InputError(f"{where}: images must be (N, 3, H, W) uint8, not {image.shape} {image.dtype}")
     if ("label" in columns) != bool(dataset.classes):
         raise InputError(f"{where}: a column `label` and a list of classes go together, but only one of them is there")
+    for name in {"token", "next"} & columns.keys():
+        if columns[name].dtype != np.int32 or columns[name].ndim != 2:
+            raise InputError(
+                f"{where}: column {name} must be (N, L) int32, not {columns[name].shape} {columns[name].dtype}"
+            )
     label = columns.get("label")
     if label is not None and (label.dtype != np.int64 or label.min() < -1 or label.max() >= len(dataset.classes)):
         raise InputError(f"{where}: labels must be int64 from -1 (none) to {len(dataset.classes) - 1}")
@@ -83,17 +91,23 @@ def describe(data: str, settings: dict[str, Any], dataset: Dataset) -> dict[str,
         "data": data,
         "settings": settings,
         "classes": dataset.classes,
+        "facts": facts(dataset),
         "sources": dataset.sources,
         "splits": {split: describe_split(dataset.splits[split], len(dataset.classes)) for split in SPLITS},
         "skipped": dataset.skipped[:LISTED],
         "skipped_count": len(dataset.skipped),
         "hash": content_hash(dataset.splits),
     }
-    if "image" in dataset.splits["train"]:
-        manifest["size"] = dataset.splits["train"]["image"].shape[-1]
     if dataset.show is not None:
         manifest["show"] = dataset.show
     return manifest
+
+
+def facts(dataset: Dataset) -> dict[str, int]:
+    """What a network must know of the data to be built: what the columns' shapes tell, and what the data set adds."""
+    shapes = {name: column.shape for name, column in dataset.splits["train"].items()}
+    told = {fact: shapes[column][axis] for fact, (column, axis) in SHAPES.items() if column in shapes}
+    return told | dataset.facts
 
 
 def describe_split(columns: Columns, classes: int) -> dict[str, Any]:

@@ -565,7 +565,7 @@ def test_prepare_writes_columns_and_a_manifest(tmp_path):
     manifest = prepare("image_folder", {"root": str(root), "size": 8}, tmp_path / "data" / "image")
     assert json.loads((tmp_path / "data/image/manifest.json").read_text()) == manifest
     assert manifest["classes"] == ["cat", "dog"]
-    assert manifest["size"] == 8
+    assert manifest["facts"] == {"size": 8}
     assert manifest["skipped"] == ["readme.txt (not a picture)"]
     assert manifest["skipped_count"] == 1
     assert manifest["splits"]["train"] == {

@@ -40,7 +40,8 @@ def write_data(folder, *, labels=True):
     splits = {split: {"rows": rows} for split, rows in ROWS.items()}
     classes = ["red", "green", "blue"] if labels else []
     write_json(
-        folder / "manifest.json", {"data": "made", "classes": classes, "size": 8, "splits": splits, "hash": "da1a" * 9}
+        folder / "manifest.json",
+        {"data": "made", "classes": classes, "facts": {"size": 8}, "splits": splits, "hash": "da1a" * 9},
     )
 
 

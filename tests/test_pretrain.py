@@ -42,7 +42,13 @@ def data(tmp_path: Path, pictures: Tensor) -> Path:
     np.save(folder / "train/label.npy", np.arange(len(pictures)) % 2)
     write_json(
         folder / "manifest.json",
-        {"data": "small", "classes": ["a", "b"], "size": 16, "hash": "0" * 64, "splits": {"train": {"rows": 256}}},
+        {
+            "data": "small",
+            "classes": ["a", "b"],
+            "facts": {"size": 16},
+            "hash": "0" * 64,
+            "splits": {"train": {"rows": 256}},
+        },
     )
     return folder
 

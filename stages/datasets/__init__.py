@@ -38,6 +38,8 @@ class Dataset:
     sources: dict[str, str]  # what the data came from, and its version
     skipped: list[str] = field(default_factory=list)  # files that could not be used, each with the reason
     show: dict[str, list[int]] | None = None  # the rows that figures may show; None for all
+    facts: dict[str, int] = field(default_factory=dict)  # what networks must know and no shape tells: the vocabulary
+    files: dict[str, str] = field(default_factory=dict)  # text files beside the splits, by name: how to read tokens
 
 
 def find(name: str) -> Callable[..., Dataset]:
