@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
@@ -40,11 +41,19 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """What no gradient moves: a teacher's average, a queue's next entry."""
 
+    def passes_done(self) -> int:
+        """How often it has seen the data by now, of the `passes` that it needs."""
+        return int(self.progress * self.passes + 1e-9)  # where rounding falls short of a whole one
+
     def draw(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a method that draws makes of a batch, for people to look at: its input, where that is not the picture
         itself, its output, and the truth. Each (N, 3, h, w); what lies outside [0, 1] is cut off.
         """
         return {}
+
+    def say(self, count: int) -> Tensor:
+        """So many sentences that a method which writes makes up, as token ids (count, L); else none, (0, L)."""
+        return torch.empty(0, 0, dtype=torch.int32)
 
 
 def families() -> dict[str, str]:

@@ -112,32 +112,33 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:  # (N, L, D)
-        """`seen` (N, L, L), if given, is true where the token of that row may look at that column's."""
+        """`seen` (N, L, L) or (N, 1, L), if given, is true where the token of that row may look at that column's."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, L, d)
         h = attend(q, k, v, None if seen is None else seen[:, None])  # (N, heads, L, d)
         return self.out(h.transpose(1, 2).flatten(2))  # (N, L, D)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and a two-layer perceptron, each with a residual connection."""
+    """Pre-norm attention and a two-layer perceptron, each with dropout and a residual connection."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:  # (N, L, D)
-        x = x + self.attention(self.norm1(x), seen)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop(self.attention(self.norm1(x), seen))
+        return x + self.drop(self.mlp(self.norm2(x)))
 
 
 class Transformer(nn.Module):
     """A stack of blocks and a last norm: tokens in, tokens out. `seen` as in `Attention`."""
 
-    def __init__(self, width: int, depth: int, heads: int):
+    def __init__(self, width: int, depth: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
@@ -220,6 +221,75 @@ class ViT(nn.Module):
         return self.tokens(x).mean(1)  # (N, D)
 
 
+class TextTransformer(nn.Module):
+    """A transformer over tokens, as BERT's and GPT's: features are the mean of a sentence's tokens.
+
+    Devlin, Chang, Lee, Toutanova. BERT. NAACL 2019. https://arxiv.org/abs/1810.04805
+    Radford, Narasimhan, Salimans, Sutskever. Improving Language Understanding by Generative Pre-Training (GPT). 2018.
+
+    Sentences are rows of token ids (N, L), padded with 0, which no token ever looks at; L is at most twice `length`, so
+    that a pair fits. Where it is `causal`, a token sees those before it, and itself.
+
+    Departs from the papers: norms stand before the layers, and one behind the last. Attention itself has no dropout.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        length: int,
+        width: Count = 768,
+        depth: Count = 12,
+        heads: Count = 12,
+        dropout: Fraction = 0.1,
+        causal: bool = False,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a TextTransformer needs `heads` {heads} to divide `width` {width}")
+        self.dim, self.length, self.causal = width, length, causal
+        self.embed = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.empty(2 * length, width))
+        for table in (self.embed.weight, self.positions):
+            nn.init.normal_(table, std=0.02)
+        self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.transformer = Transformer(width, depth, heads, dropout)
+
+    def enter(self, ids: Tensor) -> Tensor:
+        """What enters the transformer: the tokens' embeddings with their positions, (N, L) -> (N, L, D)."""
+        return self.drop(self.norm(self.embed(ids) + self.positions[: ids.shape[1]]))
+
+    def seen(self, ids: Tensor) -> Tensor:
+        """Which tokens a token may look at: (N, 1, L), or (1, L, L) where it is causal, as padding comes last."""
+        if not self.causal:
+            return (ids > 0)[:, None]
+        place = torch.arange(ids.shape[1], device=ids.device)
+        return (place <= place[:, None])[None]
+
+    def tokens(self, ids: Tensor) -> Tensor:
+        """(N, L) -> (N, L, D)"""
+        return self.transformer(self.enter(ids), self.seen(ids))
+
+    def depths(self, ids: Tensor) -> dict[str, Tensor]:
+        """After each block, the token that may have seen all others ([CLS], or the last), and the mean."""
+        h, seen, features = self.enter(ids), self.seen(ids), {}
+        end, last = ("last", (ids > 0).sum(1) - 1) if self.causal else ("first", torch.zeros_like(ids[:, 0]))
+        for i, block in enumerate(self.transformer.blocks, 1):
+            h = block(h, seen)
+            read = self.transformer.norm(h) if i == len(self.transformer.blocks) else h
+            features[f"block {i}, {end}"] = read[torch.arange(len(ids), device=ids.device), last]
+            features[f"block {i}, mean"] = self.mean(read, ids)
+        return features
+
+    def mean(self, h: Tensor, ids: Tensor) -> Tensor:
+        """Of the tokens (N, L, D) that are no padding: (N, D)."""
+        real = (ids > 0)[:, :, None]
+        return (h * real).sum(1) / real.sum(1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.mean(self.tokens(ids), ids)  # (N, D)
+
+
 class Shallow(nn.Module):
     """An encoder of a single stage."""
 
@@ -248,6 +318,30 @@ class Projection(Shallow):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.pixels(x))  # (N, D)
+
+
+class BagOfWords(Shallow):
+    """How often each token occurs in a sentence, tf-idf weighted and of unit length, through one linear map.
+
+    Which LSA fills. The weights are scikit-learn's `TfidfVectorizer`'s.
+    """
+
+    def __init__(self, *, vocabulary: int, width: Count = 100):
+        super().__init__()
+        self.dim = width
+        self.idf = nn.Parameter(torch.ones(vocabulary))
+        self.linear = nn.Linear(vocabulary, width, bias=False)
+
+    def counts(self, ids: Tensor) -> Tensor:
+        """How often each token occurs; the special ones ([PAD], [CLS], [SEP], [MASK]) do not count. (N, L) -> (N, V)"""
+        return torch.zeros(len(ids), len(self.idf), device=ids.device).scatter_add(1, ids.long(), (ids > 3).float())
+
+    def weighted(self, ids: Tensor) -> Tensor:
+        """(N, L) -> (N, V), of unit length"""
+        return F.normalize(self.counts(ids) * self.idf, dim=1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.linear(self.weighted(ids))  # (N, D)
 
 
 class Dictionary(Shallow):

@@ -96,8 +96,75 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def masked_mean(error: Tensor, counts: Tensor) -> Tensor:
-    """The mean of `error` (N, L) over the places where `counts` (N, L) is true, or 1."""
-    return (error * counts).sum() / counts.sum()
+    """The mean of `error` (N, L) over the places where `counts` (N, L) is true, or 1; 0 where there are none."""
+    return (error * counts).sum() / counts.sum().clamp(min=1)
+
+
+@in_float32
+def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """Each query must find its own key among all keys of the batch: q, k (N, D), not yet normalised.
+
+        - log  exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T)               with the cosine similarity
+
+    van den Oord, Li, Vinyals. Representation Learning with Contrastive Predictive Coding. 2018.
+    https://arxiv.org/abs/1807.03748
+    """
+    s = F.normalize(gather(q), dim=1) @ F.normalize(gather(k), dim=1).T / temperature  # (N, N)
+    return F.cross_entropy(s, torch.arange(len(s), device=s.device))
+
+
+@in_float32
+def token_loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """The cross-entropy of tokens, averaged over the places that count. (N, L, V), (N, L), (N, L)."""
+    cross = F.cross_entropy(logits.flatten(0, 1), target.flatten().long(), reduction="none")
+    return masked_mean(cross.view_as(counts), counts)
+
+
+class TokenHead(nn.Module):
+    """Which word stood at a place, from the features of the token there, with the embeddings as weights, as in BERT."""
+
+    def __init__(self, width: int, vocabulary: int):
+        super().__init__()
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, h: Tensor, places: Tensor, embeddings: Tensor) -> Tensor:
+        """(N, L, D), (N, M), (V, D) -> (N, M, V)"""
+        h = h.gather(1, places[:, :, None].expand(-1, -1, h.shape[2]))  # (N, M, D)
+        return F.linear(self.transform(h), embeddings, self.bias)
+
+
+class OrderHead(nn.Module):
+    """Whether the second sentence of a pair follows the first, from the features of [CLS]: BERT's pooler on top."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, h: Tensor, follows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the share that is told right. (N, D), (N,), (N,)"""
+        logits = self.layers(h)[:, 0].float()  # (N,)
+        loss = F.binary_cross_entropy_with_logits(logits, follows.float(), reduction="none")
+        return masked_mean(loss, counts), masked_mean(((logits > 0) == follows).float(), counts)
+
+
+class Unigram(nn.Module):
+    """How often each token has been seen in training: what there is to know without looking at its neighbours."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        self.register_buffer("counts", torch.ones(vocabulary))
+
+    @torch.no_grad()
+    def add(self, ids: Tensor) -> None:
+        """The tokens (N, L) of all processes, but for the padding."""
+        ids = gather(ids).flatten().long()
+        self.counts.index_add_(0, ids, (ids > 0).to(self.counts.dtype))
+
+    @torch.no_grad()
+    def loss(self, target: Tensor, counts: Tensor) -> Tensor:
+        """`token_loss` of the same tokens, were each told from its frequency alone."""
+        return masked_mean((self.counts.sum() / self.counts).log()[target.long()], counts)
 
 
 def spread(z: Tensor) -> Tensor:

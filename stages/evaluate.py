@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from ssl_methods import build_encoder, load_modality
 from . import devices, plan
 from .columns import Columns, facts_of, manifest
 from .files import write_json
-from .measures import Labelled, knn, linear, standard_error
+from .measures import knn, linear, standard_error
 from .measures.rank import effective_rank
 from .measures.spread import spread
 from .progress import Progress
@@ -75,10 +76,9 @@ def validation_score(encoder: nn.Module, modality: str, folder: Path, protocol: 
     if not data["classes"]:
         raise InputError(f"a sweep is scored by labels, and {data['data']} has none; empty benchmark.{modality}.sweeps")
     splits = {split: first_tower(encoder, modality, folder, split, protocol) for split in ("train", "validation")}
-    deepest = {split: (list(depths.values())[-1], labels) for split, (depths, labels) in splits.items()}
-    if not all(features.isfinite().all() for features, _ in deepest.values()):
+    train, validation = ((list(depths.values())[-1], labels) for depths, labels in splits.values())
+    if not all(features.isfinite().all() for features, _ in (train, validation)):
         return None
-    train, validation = (labelled(split, *pair) for split, pair in deepest.items())
     return max(linear.choose(train, validation, strengths=protocol.strengths, classes=len(data["classes"])).values())
 
 
@@ -126,25 +126,32 @@ def embed(
 ) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
     """The features of a split as it is, un-augmented: {tower: {depth: (N, D) float32}}, and its labels (N,).
 
-    Labels are None where the data has none.
-    The encoder is left on the device, in evaluation mode.
+    Where the data has labels, rows without one (-1) are passed over; where it has none, labels are None.
+    The encoder is left on the device, in evaluation mode. Raises InputError where no row of labelled data has a label.
     """
-    look, has_labels = load_modality(modality), (folder / split / "label.npy").exists()
-    columns = Columns(folder / split, [*look.columns, "label"] if has_labels else look.columns, device)
+    look, labels = load_modality(modality), folder / split / "label.npy"
+    columns = Columns(folder / split, look.columns, device)
+    rows, known = torch.arange(len(columns)), None
+    if labels.exists():
+        known = torch.from_numpy(np.load(labels))
+        rows = rows[known >= 0]
+        known = known[rows].to(device)
+        if not len(rows):
+            raise InputError(
+                f"the {split} split has no labelled row, which the probe needs; label some, or none at all"
+            )
     encoder.to(device).eval()
-    features, labels, bar = [], [], Progress(f"embed {split}", len(columns), "rows")
-    for index in torch.arange(len(columns)).split(batch_size):
-        batch = columns.rows(index)
-        labels.append(batch.pop("label", None))
+    features, bar = [], Progress(f"embed {split}", len(rows), "rows")
+    for index in rows.split(batch_size):
         with torch.inference_mode():
-            features.append(look.embed(encoder, batch))
+            features.append(look.embed(encoder, columns.rows(index)))
         bar.advance(len(index))
     bar.close()
     towers = {
         tower: {depth: torch.cat([part[tower][depth] for part in features]).float() for depth in depths}
         for tower, depths in features[0].items()
     }
-    return towers, torch.cat(labels) if has_labels else None
+    return towers, known
 
 
 def measure(
@@ -173,10 +180,7 @@ def measure(
     if not classes:
         return health
 
-    depths = {
-        depth: [labelled(split, features[split][depth], labels[split]) for split in SPLITS]
-        for depth in features["train"]
-    }
+    depths = {depth: [(features[split][depth], labels[split]) for split in SPLITS] for depth in features["train"]}
     curves = {
         depth: linear.choose(train, validation, strengths=protocol.strengths, classes=classes)
         for depth, (train, validation, _) in depths.items()
@@ -207,14 +211,6 @@ def measure(
         "depths": heights,
         "probe": [{"strength": strength, "validation": score} for strength, score in probe.curve.items()],
     }
-
-
-def labelled(split: str, features: Tensor, labels: Tensor | None) -> Labelled:
-    """The rows that have a label (-1 stands for none). Raises InputError where there are none."""
-    known = None if labels is None else labels >= 0
-    if known is None or not known.any():
-        raise InputError(f"the {split} split has no labelled row, which the probe needs; label some, or none at all")
-    return features[known], labels[known]
 
 
 def main() -> None:

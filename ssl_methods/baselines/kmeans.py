@@ -80,6 +80,3 @@ class KMeans(Method):
         self.encoder.centroids.copy_(torch.where(self.members > 0, means, fresh))
         self.members.zero_()
         self.sums.zero_()
-
-    def passes_done(self) -> int:
-        return int(self.progress * self.passes + 1e-9)  # where rounding falls short of a whole one

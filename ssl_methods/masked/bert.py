@@ -1,0 +1,46 @@
+"""BERT: hidden words and the order of sentences at once, each sentence beside what may or may not follow it.
+
+Devlin, Chang, Lee, Toutanova. BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding. NAACL
+2019. https://arxiv.org/abs/1810.04805
+
+    L = mean over hidden words of - log p(word | the pair without them)                 section 3.1, task 1 (mlm.py)
+      + mean over pairs of - log p(y | [CLS])                                           section 3.1, task 2 (nsp.py)
+
+Departs from the paper: a pair is two sentences and not two stretches of text; the second begins at a fixed place, which
+stands for the segments' embeddings; a false second sentence follows another sentence of the batch.
+"""
+
+from torch import nn
+
+from .. import Fraction, Method
+from ..modalities import text
+from ..parts import OrderHead, TokenHead, Unigram, masked_mean, token_loss
+
+
+class BERT(Method):
+    """Section 3.1; needs a TextTransformer that sees both ways, and data with an order."""
+
+    columns = ("token", "next")
+
+    def __init__(self, encoder: nn.Module, *, vocabulary: int, mask: Fraction = 0.15):
+        super().__init__()
+        self.encoder = encoder
+        self.head, self.order = TokenHead(encoder.dim, vocabulary), OrderHead(encoder.dim)
+        self.unigram = Unigram(vocabulary)
+        self.vocabulary, self.mask = vocabulary, mask
+
+    def forward(self, batch):
+        self.latest = batch["token"]  # (N, L)
+        pair, y, counts = text.pairs(self.latest, batch["next"])  # (N, 2L - 1), (N,), (N,)
+        places, chosen = text.choose(pair, self.mask)  # (N, M) each
+        h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L - 1, D)
+        words, target = self.head(h, places, self.encoder.embed.weight), pair.gather(1, places)  # (N, M, V), (N, M)
+        masked = token_loss(words, target, chosen)
+        order, right_order = self.order(h[:, 0], y, counts)
+        right = masked_mean((words.argmax(2) == target).float(), chosen)
+        unigram = self.unigram.loss(target, chosen)
+        extras = {"accuracy": right, "nats": masked.detach(), "unigram": unigram, "next": right_order}
+        return masked + order, extras
+
+    def after_step(self):
+        self.unigram.add(self.latest)

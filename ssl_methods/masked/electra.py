@@ -1,0 +1,84 @@
+"""ELECTRA: a small generator replaces some words by likely ones, and the encoder must tell which.
+
+Clark, Luong, Le, Manning. ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators. ICLR 2020.
+https://arxiv.org/abs/2003.10555
+
+    x_masked = the sentence with 15 % of its words as [MASK],   x_corrupt = with words drawn from p_G(. | x_masked)
+    L = L_MLM(x_masked; G) + w * mean over tokens of L_Disc(x_corrupt; D)               section 2, w = 50
+    L_Disc = - log D(x_corrupt, t) where the word is the original, - log(1 - D(x_corrupt, t)) where it is not
+
+No gradient passes through the drawing. As in the paper, the two share their embeddings.
+
+Departs from the paper: one sentence at a time; the special tokens are not asked about.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import Count, Fraction, Method, NonNegative
+from ..encoders import Transformer
+from ..modalities import text
+from ..parts import TokenHead, Unigram, in_float32, masked_mean, token_loss
+
+
+@in_float32
+def draw_words(logits: Tensor) -> Tensor:
+    """A word from each distribution, by the Gumbel trick: (N, M, V) -> (N, M)."""
+    noise = -torch.empty_like(logits).exponential_().log()
+    return (logits.detach() + noise).argmax(-1)
+
+
+@in_float32
+def detection_loss(logits: Tensor, replaced: Tensor, words: Tensor) -> Tensor:
+    """L_Disc, averaged over the words: logits of having been replaced (N, L), replaced, words (N, L) true or false."""
+    return masked_mean(F.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="none"), words)
+
+
+class ELECTRA(Method):
+    """Section 2; needs a TextTransformer that sees both ways. The generator is thrown away."""
+
+    columns = ("token",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        vocabulary: int,
+        mask: Fraction = 0.15,
+        width: Count = 64,
+        depth: Count = 12,
+        heads: Count = 1,
+        weight: NonNegative = 50.0,
+    ):
+        super().__init__()
+        self.encoder = encoder  # D
+        self.enter, self.leave = nn.Linear(encoder.dim, width), nn.Linear(width, encoder.dim)
+        self.generator = Transformer(width, depth, heads)  # G
+        self.head, self.detector = TokenHead(encoder.dim, vocabulary), nn.Linear(encoder.dim, 1)
+        self.unigram = Unigram(vocabulary)
+        self.mask, self.weight = mask, weight
+
+    def forward(self, batch):
+        ids = self.latest = batch["token"]  # (N, L)
+        places, chosen = text.choose(ids, self.mask)  # (N, M) each
+        target = ids.gather(1, places)  # (N, M)
+        masked = ids.scatter(1, places, torch.where(chosen, text.MASK, target))
+        h = self.generator(self.enter(self.encoder.enter(masked)), self.encoder.seen(masked))  # (N, L, W)
+        words = self.head(self.leave(h), places, self.encoder.embed.weight)  # (N, M, V)
+        drawn = torch.where(chosen, draw_words(words).to(ids.dtype), target)
+        corrupted = ids.scatter(1, places, drawn)  # (N, L)
+
+        doubt = self.detector(self.encoder.tokens(corrupted))[..., 0]  # (N, L)
+        replaced, real = corrupted != ids, ids > text.MASK
+        generator, detector = token_loss(words, target, chosen), detection_loss(doubt, replaced, real)
+        extras = {
+            "nats": generator.detach(),
+            "unigram": self.unigram.loss(target, chosen),
+            "detector": detector.detach(),
+            "found": masked_mean((doubt > 0).float(), replaced & real),
+        }
+        return generator + self.weight * detector, extras
+
+    def after_step(self):
+        self.unigram.add(self.latest)

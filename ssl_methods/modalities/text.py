@@ -1,0 +1,59 @@
+"""Text: the column `token`, int32 (N, L), rows of token ids as a vocabulary numbers them, padded with 0.
+
+A row is a sentence: [CLS], its tokens, [SEP]. Where an order is known, the column `next` has the sentence that follows,
+in the same form, or zeros where none does.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+columns = ("token",)
+
+PAD, CLS, SEP, MASK, UNK = range(5)  # the ids that every vocabulary begins with
+
+
+def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What evaluation reads: the features (N, D) of each tower, here only one, at each of its depths, by name."""
+    return {"text": encoder.depths(batch["token"])}
+
+
+def choose(ids: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """`share` of each sentence's words at random, at least one. (N, L) -> their places (N, M), and which of them count.
+
+    M is what the longest sentence takes; a shorter one's last places do not count, so that shapes tell nothing.
+    """
+    words = ids > MASK
+    most = max(1, math.ceil(share * ids.shape[1]))  # M
+    order = torch.rand(ids.shape, device=ids.device).masked_fill_(~words, 2.0).argsort(1)  # words first
+    taken = (words.sum(1) * share).round().clamp(min=1, max=most)
+    places = order[:, :most]
+    return places, (torch.arange(most, device=ids.device) < taken[:, None]) & words.gather(1, places)
+
+
+def corrupt(ids: Tensor, places: Tensor, chosen: Tensor, vocabulary: int) -> Tensor:
+    """The sentences with their chosen words hidden: 80 % become [MASK], 10 % a random word, 10 % stay. Same shape.
+
+    Devlin et al. 2019 (BERT), section 3.1. `places` and `chosen` (N, M) are those of `choose`.
+    """
+    old = ids.gather(1, places)  # (N, M)
+    fate = torch.rand(old.shape, device=ids.device)
+    random = torch.randint(UNK + 1, vocabulary, old.shape, device=ids.device, dtype=ids.dtype)
+    new = torch.where(fate < 0.8, MASK, torch.where(fate < 0.9, random, old))
+    return ids.scatter(1, places, torch.where(chosen, new, old))
+
+
+def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each sentence (N, L) and, at even odds, what follows it or what follows another of the batch.
+
+    Returns the pairs (N, 2L - 1), [CLS] A [SEP] ... B [SEP] ..., where B always begins at place L; whether B is the
+    true one (N,); and which pairs count (N,): those where both sentences that B was drawn from exist.
+    """
+    n = len(ids)
+    place = torch.arange(n, device=ids.device)
+    other = (place + torch.randint(1, max(n, 2), (n,), device=ids.device)) % n  # never its own
+    true = torch.rand(n, device=ids.device) < 0.5
+    second = torch.where(true[:, None], follows, follows[other])[:, 1:]  # without its [CLS]
+    has_next = follows[:, 0] > 0
+    return torch.cat([ids, second], dim=1), true, has_next & has_next[other]
