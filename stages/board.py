@@ -1,5 +1,6 @@
 """Results -> the table: who leads, who ties, what each gained and cost, and the summary of it in words."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -162,8 +163,8 @@ def gain(entry: Entry, entries: list[Entry]) -> Estimate | None:
 
 
 def network(entry: Entry) -> dict[str, Any]:
-    """The encoder's settings that make the network. Its name does not, nor in how much noise it is read."""
-    return {key: value for key, value in entry.encoder.items() if key not in ("name", "noise")}
+    """The encoder's settings that make the frozen network: not its name, its dropout, or the noise it is read in."""
+    return {key: value for key, value in entry.encoder.items() if key not in ("name", "noise", "dropout")}
 
 
 def order(row: Row) -> tuple[float, str]:
@@ -176,7 +177,7 @@ def summary(board: Board) -> list[str]:
     """The table in sentences."""
     leading = [sentence for measure in MEASURES for sentence in lead(board, measure)]
     nothing = ["No self-supervised entry has finished under every seed, so nothing is ranked."]
-    return (leading or nothing) + reference(board) + failures(board) + budget(board)
+    return (leading or nothing) + reference(board) + words(board) + failures(board) + budget(board)
 
 
 def lead(board: Board, measure: str) -> list[str]:
@@ -201,11 +202,31 @@ def lead(board: Board, measure: str) -> list[str]:
 
 def reference(board: Board) -> list[str]:
     """The floor and the ceiling that the leader stands between, and who did not rise from the floor."""
-    marks = [row for row in board.rows if row.entry.method in ("untrained", "supervised") and FIRST in row.cells]
+    marks = [row for row in board.rows if row.entry.mark and FIRST in row.cells]
     said = [f"{row.entry.name} reaches {percent(row.cells[FIRST].estimate)}" for row in reversed(marks)]
     low = [row.entry.name for row in board.methods if row.gain and row.gain.low is not None and row.gain.low <= 0]
     sentences = [f"For reference, by {MEASURES[FIRST]}: {'; '.join(said)}."] if said else []
     return sentences + ([f"Not shown to be better than their untrained encoder: {listed(low)}."] if low else [])
+
+
+def words(board: Board) -> list[str]:
+    """How well methods of text do their own tasks on held-out sentences, beside what needs no learning."""
+    told = [
+        f"{row.entry.name} {math.exp(nats):,.0f} ({math.exp(row.mean('held_out_unigram')):,.0f})"
+        for row in board.methods
+        if (nats := row.mean("held_out_nats")) is not None
+    ]
+    ordered = [
+        f"{row.entry.name} {100 * right:.1f} %"
+        for row in board.methods
+        if (right := row.mean("held_out_next")) is not None
+    ]
+    sentences = []
+    if told:
+        sentences += [f"Perplexity of a held-out word (and from the words' frequencies alone): {listed(told)}."]
+    if ordered:
+        sentences += [f"Told whether a held-out sentence follows another (chance: 50 %): {listed(ordered)}."]
+    return sentences
 
 
 def failures(board: Board) -> list[str]:

@@ -56,6 +56,7 @@ def section(board: Board) -> dict[str, Any]:
         "marks": ", ".join(scales[FIRST].marks),
         "curves": [(row.entry, plot) for row in board.methods + board.labelled if (plot := curve(row))],
         "panels": [(row.entry, drawn) for row in board.methods if (drawn := panel(row))],
+        "said": [(row.entry, said) for row in board.methods if (said := first(row, "said"))],
     }
 
 
@@ -68,7 +69,7 @@ def scale(board: Board, measure: str) -> Scale:
     }
     low, high = min(means.values(), default=0.0), max(means.values(), default=100.0)
     margin = max(1.0, 0.08 * (high - low))
-    marks = {row.entry.name for row in board.rows if row.entry.method in ("untrained", "supervised")}
+    marks = {row.entry.name for row in board.rows if row.entry.mark}
     return Scale(low - margin, high + margin, {name: mean for name, mean in means.items() if name in marks})
 
 
@@ -97,8 +98,13 @@ def curve(row: Row) -> Markup | None:
 
 def panel(row: Row) -> dict[str, str] | None:
     """What the method drew in its first run that did: the address of an image, and what its rows show, from the top."""
-    drawn = next((run.pretrain["panel"] for run in row.entry.runs if run.pretrain.get("panel")), None)
+    drawn = first(row, "panel")
     return drawn and {"image": f"data:image/webp;base64,{drawn['webp']}", "shows": ", ".join(drawn["shows"])}
+
+
+def first(row: Row, key: str) -> Any:
+    """What the first run that has it recorded in pretraining; None where none has."""
+    return next((run.pretrain[key] for run in row.entry.runs if run.pretrain.get(key)), None)
 
 
 def number(value: float | None, digits: int = 0) -> str:

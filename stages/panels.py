@@ -1,4 +1,4 @@
-"""Panels: what a method draws of held-out pictures, for people to look at."""
+"""What a method makes, for people to look at: a panel of held-out pictures, or sentences of its own."""
 
 import base64
 import io
@@ -14,6 +14,7 @@ from ssl_methods import Method
 from .columns import Columns, manifest
 
 DRAWN = 6  # pictures in a row
+SAID = 5  # sentences
 
 
 def panel(method: Method, folder: Path, device: torch.device) -> dict[str, Any] | None:
@@ -34,3 +35,15 @@ def panel(method: Method, folder: Path, device: torch.device) -> dict[str, Any] 
     file = io.BytesIO()
     Image.fromarray((grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "webp", quality=90)
     return {"shows": list(drawn), "webp": base64.b64encode(file.getvalue()).decode()}
+
+
+def sentences(method: Method, folder: Path) -> list[str]:
+    """What a method writes; nothing for one that does not."""
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        ids = method.say(SAID)
+    if not len(ids):
+        return []
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).decode_batch(ids.tolist())

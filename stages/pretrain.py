@@ -23,12 +23,13 @@ from . import checkpoint, devices, plan
 from .columns import Columns, facts_of, manifest
 from .files import write_json
 from .optimizers import optimizer_of, pace
-from .panels import panel
+from .panels import panel, sentences
 from .progress import Progress
 from .settings import Entry, InputError, Training, command
 
 CHECKPOINT_SECONDS = 30.0
 POINTS = 100  # on a loss curve
+HELD_OUT_BATCHES = 16
 STILL = 20  # steps without the least change of the loss, after which it is dead
 
 Log = Callable[..., None]  # log(step, **numbers)
@@ -195,7 +196,7 @@ def write(trained: Trained, folder: Path) -> None:
 
 def record(trained: Trained, entry: Entry, folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     """What a pretraining on the data in `folder` cost and how it went, for the report."""
-    device = devices.choose(entry.training.device)
+    device, done = devices.choose(entry.training.device), trained.status == "ok"
     return {
         "status": trained.status,
         "step": trained.step,
@@ -207,10 +208,30 @@ def record(trained: Trained, entry: Entry, folder: Path, provenance: dict[str, A
         "encoder_parameters": count(trained.method.encoder),
         "method_parameters": count(trained.method),
         "peak_memory_mb": round(devices.peak_memory_mb(device), 1),
-        "panel": panel(trained.method, folder, device) if trained.status == "ok" else None,
+        "held_out": held_out(trained.method, folder, device, entry.training.batch_size) if done else {},
+        "panel": panel(trained.method, folder, device) if done else None,
+        "said": sentences(trained.method, folder) if done else [],
         "provenance": provenance,
         "curve": [{key: float(f"{value:.5g}") for key, value in point.items()} for point in trained.curve],
     }
+
+
+def held_out(method: Method, folder: Path, device: torch.device, batch_size: int) -> dict[str, float]:
+    """How well a trained method does its own task on validation data: its loss, and what else it plots, on average.
+
+    Nothing where it takes no steps, or where validation data do not fill a batch.
+    """
+    if not method.columns:
+        return {}
+    columns = Columns(folder / "validation", method.columns, device)
+    torch.manual_seed(0)  # for views and masks: the same in every run
+    found = []
+    for step in range(min(len(columns) // batch_size, HELD_OUT_BATCHES)):
+        with torch.inference_mode():
+            loss, extras = method(columns.batch(step, batch_size, seed=0))
+        found.append(torch.stack([loss, *extras.values()]))
+    means = torch.stack(found).mean(0).tolist() if found else []
+    return {name: float(f"{mean:.5g}") for name, mean in zip(["loss", *extras], means, strict=True)} if found else {}
 
 
 def count(module: torch.nn.Module) -> int:

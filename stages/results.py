@@ -36,7 +36,8 @@ class Run:
 
     def value(self, measure: str) -> float | None:
         """A number of this run by its key in its files; None where it was not measured. `seconds` are pretraining's."""
-        for results in (self.scores, self.pretrain, self.evaluate):
+        held_out = {f"held_out_{name}": value for name, value in self.pretrain.get("held_out", {}).items()}
+        for results in (self.scores, self.pretrain, self.evaluate, held_out):
             if results.get(measure) is not None:
                 return results[measure]
         return None
@@ -78,6 +79,11 @@ class Entry:
     @property
     def self_supervised(self) -> bool:
         return self.family != CONTROLS and not self.source.labelled
+
+    @property
+    def mark(self) -> bool:
+        """Whether it is the floor or the ceiling that others are compared with."""
+        return self.method == "untrained" or (self.family == CONTROLS and self.source.labelled)
 
     def values(self, measure: str) -> dict[int, float]:
         """{seed: value} of the runs in which it was measured."""
