@@ -35,6 +35,25 @@ def pictures() -> Tensor:
     return (disc * colour + (1 - disc) * ground).to(torch.uint8)
 
 
+@pytest.fixture(scope="session")
+def sentences() -> dict[str, Tensor]:
+    """Something to read: words of one of three topics, ten each, in turn; the next goes on. `token`, `next` (256, 12).
+
+    Ids are those of `modalities.text`: 1 begins a sentence, 2 ends it, 0 pads; topics are 5..14, 15..24 and 25..34.
+    """
+    generator = torch.Generator().manual_seed(0)
+    topic, start = torch.randint(3, (256, 1), generator=generator), torch.randint(10, (256, 1), generator=generator)
+    length = torch.randint(4, 11, (256, 2), generator=generator)  # of words
+    place = torch.arange(12)
+
+    def sentence(first: Tensor, words: Tensor) -> Tensor:
+        text = 5 + 10 * topic + (first + place - 1) % 10
+        text = torch.where(place <= words, text, torch.where(place == words + 1, 2, 0))
+        return torch.where(place == 0, 1, text).int()
+
+    return {"token": sentence(start, length[:, :1]), "next": sentence(start + length[:, :1], length[:, 1:])}
+
+
 @pytest.fixture
 def views() -> tuple[Tensor, Tensor]:
     """Features of two views of six pictures, (6, 5) each, for a loss to compare."""

@@ -24,14 +24,17 @@ from stages.pretrain import build_method, descend, fit
 from stages.settings import Entry, Training
 
 ROOT = Path(__file__).parent.parent
-ENTRIES = list(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["methods"])
-FACTS = {"size": 16, "classes": 3, "rows": 256}
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+ENTRIES = [(modality, name) for modality, bench in PARAMS["benchmark"].items() for name in bench["methods"]]
+FACTS = {"size": 16, "vocabulary": 35, "length": 12, "classes": 3, "rows": 256}
 SMALL = {
     "ResNet": {"architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1},
     "ViT": {"architecture": "ViT", "patch": 4, "width": 32, "depth": 2, "heads": 2},
     "Projection": {"architecture": "Projection", "side": 4, "width": 8},
     "Pixels": {"architecture": "Pixels", "side": 8},
     "Dictionary": {"architecture": "Dictionary", "patch": 6, "width": 20},
+    "TextTransformer": {"architecture": "TextTransformer", "width": 32, "depth": 2, "heads": 2},
+    "BagOfWords": {"architecture": "BagOfWords", "width": 8},
 }
 # In a precision that all machines have, so that what is learnt depends on them as little as may be.
 TRAINING = Training(
@@ -41,13 +44,21 @@ TRAINING = Training(
 
 def small(entry: Entry, **hyper) -> Entry:
     """The entry with a small encoder of its architecture."""
-    encoder = {"name": "small", **SMALL[entry.encoder["architecture"]]}
+    kept = {key: entry.encoder[key] for key in ("causal",) if key in entry.encoder}
+    encoder = {"name": "small", **SMALL[entry.encoder["architecture"]], **kept}
     return entry.model_copy(update={"encoder": encoder, "hyper": {**entry.hyper, **hyper}, "training": TRAINING})
 
 
-@pytest.fixture(params=ENTRIES)
+@pytest.fixture(params=ENTRIES, ids="-".join)
 def entry(request: pytest.FixtureRequest, params: settings.Settings) -> Entry:
-    return small(params.entry("image", request.param))
+    return small(params.entry(*request.param))
+
+
+@pytest.fixture
+def rows(entry: Entry, pictures: Tensor, sentences: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The columns of the entry's modality, 256 rows each."""
+    label = torch.arange(256) % 3
+    return {"image": {"image": pictures, "label": label}, "text": {**sentences, "label": label}}[entry.modality]
 
 
 @pytest.fixture
@@ -58,9 +69,13 @@ def trained_entry(entry: Entry) -> Entry:
 
 
 def batches(pictures: Tensor, count: int, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
+    return batches_of({"image": pictures, "label": torch.arange(len(pictures)) % 3}, count, device)
+
+
+def batches_of(rows: dict[str, Tensor], count: int, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
     for step in range(count):
         index = torch.arange(step * 8, step * 8 + 8)
-        yield {"image": pictures[index].to(device), "label": (index % 3).to(device), "index": index.to(device)}
+        yield {"index": index.to(device), **{name: column[index].to(device) for name, column in rows.items()}}
 
 
 def whole_step(method: Method, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> Tensor:
@@ -71,12 +86,13 @@ def whole_step(method: Method, optimizer: torch.optim.Optimizer, batch: dict[str
 
 
 def test_every_method_file_has_an_entry_and_every_entry_a_file(params):
-    assert {params.entry("image", name).method for name in ENTRIES} == set(families())
+    assert {params.entry(*pair).method for pair in ENTRIES} == set(families())
+    assert {name for _, name in ENTRIES} == set(PARAMS["methods"])  # and the default run has them all
 
 
-def test_its_loss_is_a_finite_scalar_and_so_is_what_it_plots(trained_entry, pictures):
+def test_its_loss_is_a_finite_scalar_and_so_is_what_it_plots(trained_entry, rows):
     method = build_method(trained_entry, FACTS, seed=0).train()
-    loss, extras = method(next(batches(pictures, 1)))
+    loss, extras = method(next(batches_of(rows, 1)))
     for value in (loss, *extras.values()):
         assert value.shape == ()
         assert value.isfinite()
@@ -84,9 +100,9 @@ def test_its_loss_is_a_finite_scalar_and_so_is_what_it_plots(trained_entry, pict
     assert not extras.keys() & {"self", "step", "samples", "loss", "lr"}  # a point of the curve has these already
 
 
-def test_gradient_reaches_all_of_the_encoder(trained_entry, pictures):
+def test_gradient_reaches_all_of_the_encoder(trained_entry, rows):
     method = build_method(trained_entry, FACTS, seed=0).train()
-    loss, _ = method(next(batches(pictures, 1)))
+    loss, _ = method(next(batches_of(rows, 1)))
     if not loss.requires_grad:
         pytest.skip("it has no gradient")
     loss.backward()
@@ -94,12 +110,12 @@ def test_gradient_reaches_all_of_the_encoder(trained_entry, pictures):
     assert not still
 
 
-def test_what_no_gradient_trains_moves_in_after_step_alone(trained_entry, pictures):
+def test_what_no_gradient_trains_moves_in_after_step_alone(trained_entry, rows):
     method = build_method(trained_entry, FACTS, seed=0).train()
     optimizer = optimizer_of(method, TRAINING)
     frozen = {name: p for name, p in method.named_parameters() if not p.requires_grad}
     first = {name: p.clone() for name, p in frozen.items()}
-    loss, _ = method(next(batches(pictures, 1)))
+    loss, _ = method(next(batches_of(rows, 1)))
     descend(optimizer, loss, 1e-2, clip=None)
     assert all(torch.equal(p, first[name]) for name, p in frozen.items())
     method.progress = 1.0 if method.passes else 0.5
@@ -107,11 +123,11 @@ def test_what_no_gradient_trains_moves_in_after_step_alone(trained_entry, pictur
     assert all(not torch.equal(p, first[name]) for name, p in frozen.items() if p.ndim > 1)
 
 
-def test_two_runs_from_one_seed_agree_and_from_two_do_not(trained_entry, pictures):
+def test_two_runs_from_one_seed_agree_and_from_two_do_not(trained_entry, rows):
     def weights(seed: int) -> Tensor:
         method = build_method(trained_entry, FACTS, seed).train()
         optimizer = optimizer_of(method, TRAINING)
-        for step, batch in enumerate(batches(pictures, 3)):
+        for step, batch in enumerate(batches_of(rows, 3)):
             whole_step(method, optimizer, batch)
             method.progress = (step + 1) / 3
         return torch.cat([p.detach().flatten() for p in method.parameters()])
@@ -120,19 +136,20 @@ def test_two_runs_from_one_seed_agree_and_from_two_do_not(trained_entry, picture
     assert not torch.equal(weights(0), weights(1))
 
 
-def test_its_encoder_embeds_pictures(entry, pictures):
-    method = build_method(entry, FACTS, seed=0).eval()
-    (depths,) = ssl_methods.load_modality("image").embed(method.encoder, {"image": pictures[:8]}).values()
-    assert list(depths.values())[-1].shape == (8, method.encoder.dim)
-
-
-def test_its_encoders_last_depth_is_its_features(entry, pictures):
-    encoder, x = build_method(entry, FACTS, seed=0).eval().encoder, pictures[:8].float() / 255
-    names = {"ResNet": ["stage 1", "stage 2"], "ViT": ["block 1", "block 2"]}
-    assert list(encoder.depths(x)) == names.get(entry.encoder["architecture"], ["features"])
-    depths = list(encoder.depths(x).values())
-    torch.testing.assert_close(depths[-1], encoder(x))
-    assert all(a.shape[0] == 8 and not a.equal(b) for a, b in itertools.pairwise(depths))
+def test_its_encoders_last_depth_is_its_features(entry, rows):
+    encoder, batch = build_method(entry, FACTS, seed=0).eval().encoder, next(batches_of(rows, 1))
+    (depths,) = ssl_methods.load_modality(entry.modality).embed(encoder, batch).values()
+    end = "last" if entry.encoder.get("causal") else "first"
+    names = {
+        "ResNet": ["stage 1", "stage 2"],
+        "ViT": ["block 1", "block 2"],
+        "TextTransformer": [f"block {i}, {what}" for i in (1, 2) for what in (end, "mean")],
+    }
+    assert list(depths) == names.get(entry.encoder["architecture"], ["features"])
+    *_, last = depths.values()
+    assert last.shape == (8, encoder.dim)
+    torch.testing.assert_close(last, encoder(batch["token"] if entry.modality == "text" else batch["image"] / 255))
+    assert all(a.shape[0] == 8 and not a.equal(b) for a, b in itertools.pairwise(depths.values()))
 
 
 def test_a_resnet_is_read_in_noise_too_where_it_is_asked_to(pictures):
@@ -174,11 +191,11 @@ def test_its_encoder_is_the_one_it_was_given(entry):
     assert method.encoder.state_dict().keys() == build_encoder(entry.encoder, FACTS).state_dict().keys()
 
 
-def test_a_whole_step_runs_where_there_is_no_data_to_look_at(trained_entry, pictures):
+def test_a_whole_step_runs_where_there_is_no_data_to_look_at(trained_entry, rows):
     """On the meta device a hidden host sync or a stray CPU tensor raises: what passes here never makes a GPU wait."""
     method = build_method(trained_entry, FACTS, seed=0).to("meta").train()
     optimizer = optimizer_of(method, TRAINING)
-    for batch in batches(pictures, 2, device="meta"):
+    for batch in batches_of(rows, 2, device="meta"):
         method.progress = 0.5
         loss = whole_step(method, optimizer, batch)
     assert loss.device.type == "meta"
@@ -195,12 +212,20 @@ def pretrained(
     **hyper,
 ) -> tuple[Method, list[dict[str, float]]]:
     """The method after `steps` steps of the real loop on the small pictures, and its curve."""
-    np.save(folder / "image.npy", pictures.numpy())
-    np.save(folder / "label.npy", (pictures[:, 0].float().mean((1, 2)) > 140).long().numpy())
-    method = build_method(small(params.entry("image", name), **hyper), FACTS, seed=0).train()
+    rows = {"image": pictures, "label": (pictures[:, 0].float().mean((1, 2)) > 140).long()}
+    return trained_on(rows, small(params.entry("image", name), **hyper), folder, steps, lr, beta1)
+
+
+def trained_on(
+    rows: dict[str, Tensor], entry: Entry, folder: Path, steps: int, lr: float = 3e-3, beta1: float = 0.9
+) -> tuple[Method, list[dict[str, float]]]:
+    """The method after `steps` steps of the real loop on those columns, and its curve."""
+    for column, values in rows.items():
+        np.save(folder / f"{column}.npy", values.numpy())
+    method = build_method(entry, FACTS, seed=0).train()
     columns = Columns(folder, method.columns, torch.device("cpu"))
     training = TRAINING.model_copy(update={"lr": lr, "beta1": beta1})
-    trained = fit(method, columns, training, steps=steps, seed=0, label=name)
+    trained = fit(method, columns, training, steps=steps, seed=0, label=entry.name)
     assert trained.status == "ok"
     return trained.method, trained.curve
 
@@ -314,10 +339,10 @@ def test_byols_teacher_slows_down_with_progress(params, pictures):
     torch.testing.assert_close(next(method.teacher.parameters()), start + 0.5)
 
 
-def test_a_method_without_a_labels_column_gets_none(tmp_path, pictures):
-    np.save(tmp_path / "image.npy", pictures.numpy())
-    np.save(tmp_path / "label.npy", np.zeros(len(pictures), np.int64))
+def test_a_method_without_a_labels_column_gets_none(tmp_path, pictures, sentences):
+    for name, column in {"image": pictures, **sentences, "label": torch.zeros(256).long()}.items():
+        np.save(tmp_path / f"{name}.npy", column.numpy())
     for name in families():
         method = ssl_methods.load(name)
         batch = Columns(tmp_path, method.columns, torch.device("cpu")).rows(torch.arange(2)) if method.columns else {}
-        assert ("label" in batch) == (name in {"supervised", "supcon", "semi_supcon"})
+        assert ("label" in batch) == (name in {"supervised", "supervised_text", "supcon", "semi_supcon"})

@@ -51,8 +51,8 @@ class LSA(Method):
             return
         if self.turn == 0:
             self.encoder.idf.copy_(1 + ((1 + self.sentences) / (1 + self.having)).log())
-            return
-        axes = torch.linalg.eigh(self.basis.T @ self.product).eigenvectors.flip(1)  # the largest first
-        self.basis.copy_(torch.linalg.qr(self.product @ axes).Q)
-        self.product.zero_()
+        else:
+            axes = torch.linalg.eigh(self.basis.T @ self.product).eigenvectors.flip(1)  # the largest first
+            self.basis.copy_(torch.linalg.qr(self.product @ axes).Q)
+            self.product.zero_()
         self.encoder.linear.weight.copy_(self.basis[:, : self.encoder.dim].T)
