@@ -33,18 +33,21 @@ RECORDED = (  # what results.csv holds of a run, by its key in the run's files
     "encoder_parameters",
     "method_parameters",
 )
-MARKERS = "<!-- results -->", "<!-- /results -->"  # around the first modality's table in the repository's README.md
+MARKERS = "<!-- results {} -->", "<!-- /results {} -->"  # around a modality's table in the repository's README.md
 
 
 def main(root: Path = Path()) -> None:
-    """Writes reports/ under `root`, and the table in its README.md. Raises InputError as `results.read` does."""
+    """Writes reports/ under `root`, and the tables in its README.md. Raises InputError as `results.read` does."""
     results = read(root)
     boards = [board(modality, results.seeds) for modality in results.modalities]
     for name, text in outputs(results, boards).items():
         write(root / "reports" / name, text)
     readme = root / "README.md"
     if readme.exists():
-        write(readme, replace_block(readme.read_text(encoding="utf-8"), readme_table(boards[0])))
+        text = readme.read_text(encoding="utf-8")
+        for b in boards:
+            text = replace_block(text, b.modality.name, readme_table(b))
+        write(readme, text)
 
 
 def outputs(results: Results, boards: list[Board]) -> dict[str, str]:
@@ -163,9 +166,9 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(text, quote=False).replace("\n", " "))
 
 
-def replace_block(text: str, block: str) -> str:
-    """`text` with `block` between its markers; unchanged where it has none."""
-    start, end = map(re.escape, MARKERS)
+def replace_block(text: str, name: str, block: str) -> str:
+    """`text` with `block` between the markers of that name; unchanged where it has none."""
+    start, end = (re.escape(marker.format(name)) for marker in MARKERS)
     return re.sub(f"({start}).*?({end})", lambda m: f"{m[1]}\n{block}\n{m[2]}", text, count=1, flags=re.DOTALL)
 
 

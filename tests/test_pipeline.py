@@ -19,11 +19,13 @@ LEFT_OUT = shutil.ignore_patterns(
 
 
 def tiny(params: dict) -> None:
-    """Four entries, two seeds, a few steps: every stage of the pipeline in about a minute."""
+    """Six entries, two seeds, a few steps: every stage of the pipeline in about a minute."""
     params["seeds"] = [0, 1]
     params["benchmark"]["image"]["methods"] = ["untrained", "simclr", "byol", "supervised"]
+    params["benchmark"]["text"]["methods"] = ["untrained", "gpt"]
     params["datasets"]["emoji"] = {"size": 16}
     params["training"]["laptop"] |= {"epochs": 0.1, "batch_size": 64}
+    params["training"]["laptop_text"] |= {"epochs": 0.02}
     params["encoders"]["small_resnet"] |= {"width": 8, "blocks": [1, 1]}
     params["evaluation"] |= {"strengths": [1.0e-2, 1.0e-1], "neighbours": [5, 20]}
     params["sweeps"]["simclr"] |= {"trials": 3, "epochs": 0.05}

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_methods import Method
+from ssl_methods.baselines.untrained import Untrained
 from stages import checkpoint, columns, devices, pretrain, settings
 from stages.columns import Columns
 from stages.files import write_json
-from stages.panels import panel
+from stages.panels import panel, sentences
 from stages.settings import Entry, InputError, Training
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +84,40 @@ def test_a_panel_shows_held_out_pictures_that_may_be_shown(data, pictures):
             truth = drawn[19:35, 18 * n + 1 : 18 * n + 17].astype(int)
             assert abs(truth - pictures[row].permute(1, 2, 0).numpy()).mean() < 20  # WebP keeps colours coarsely
     assert panel(pretrain.train(entry_of("untrained"), data, seed=0).method, data, torch.device("cpu")) is None
+
+
+class Told(Method):
+    """Its loss is the number of the batch's first row."""
+
+    columns = ("index_of",)
+
+    def forward(self, batch):
+        first = batch["index_of"][0].float()
+        return first, {"twice": 2 * first}
+
+
+def test_held_out_numbers_are_means_over_validation_batches(tmp_path):
+    (tmp_path / "validation").mkdir()
+    np.save(tmp_path / "validation/index_of.npy", np.arange(50))
+    cpu = torch.device("cpu")
+    table = Columns(tmp_path / "validation", ["index_of"], cpu)
+    firsts = [table.batch(step, 16, seed=0)["index_of"][0].item() for step in range(3)]
+    expected = {"loss": pytest.approx(sum(firsts) / 3, rel=1e-4), "twice": pytest.approx(sum(firsts) / 1.5, rel=1e-4)}
+    assert pretrain.held_out(Told(), tmp_path, cpu, batch_size=16) == expected
+    assert pretrain.held_out(Told(), tmp_path, cpu, batch_size=64) == {}  # more than there are
+    assert pretrain.held_out(Untrained(torch.nn.Identity()), tmp_path, cpu, batch_size=16) == {}
+
+
+def test_sentences_are_read_back_with_the_datas_vocabulary(tmp_path):
+    tokenizer = tokenizers.BertWordPieceTokenizer()
+    specials = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
+    tokenizer.train_from_iterator(["the cat sat"] * 9, vocab_size=40, special_tokens=specials, show_progress=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ids = [1, *tokenizer.encode("the cat", add_special_tokens=False).ids, 2, 0, 0]
+    writer = Told()
+    writer.say = lambda count: torch.tensor([ids] * count)
+    assert sentences(writer, tmp_path) == ["the cat"] * 5
+    assert sentences(Told(), tmp_path) == []
 
 
 def test_every_picture_is_seen_once_an_epoch_in_an_order_of_the_seed(data):
