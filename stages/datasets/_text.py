@@ -32,7 +32,7 @@ Length = Annotated[int, Ge(4)]  # [CLS], two tokens and [SEP]: less is no senten
 
 SPECIAL = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK, "[UNK]": UNK}
 END = re.compile(  # of a sentence, unless the stop belongs to an initial or a title, or a small letter follows
-    r"""(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St))(?<!\bMrs)([.!?]+["'”’)\]]*)\s+(?![a-z])"""
+    r"""(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St))(?<!\bMrs)([.!?]+["'\u2019\u201d)\]]*)\s+(?![a-z])"""
 )
 
 
