@@ -10,7 +10,7 @@ Cleaning. Of 2,225 files 98 repeat another. Files are read as Latin-1, in which 
 
 Splits. Whole articles go to a split, as many of each topic as its share. The BBC reworked its articles: 31 headlines
 and 35 bodies occur twice, and many a paragraph. Articles that share a sentence go to a split together (1,914 groups,
-the largest of 10), so no sentence is in two splits. Rewordings remain. 19 headlines name their topic, and keep it.
+the largest of 9), so no sentence is in two splits. Rewordings remain. 19 headlines name their topic, and keep it.
 """
 
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Your own text: a folder or a .zip of .txt files, labelled by its sub-folders or not (see _folder.py for where they go).
+"""Your own text: .txt files in a folder or a .zip, labelled by its sub-folders or not (_folder.py says how).
 
 A file is a document in UTF-8, and its sentences are rows, each with the document's class (see _text.py for where one
 ends: with every line, so join lines that were broken to a width). Files of another kind, without a sentence, in
