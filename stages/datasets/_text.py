@@ -57,7 +57,7 @@ def sentences(text: str) -> list[str]:
 
 def rows_of(document: int, found: Sequence[str], labels: Iterable[int]) -> list[Row]:
     """The rows of a document, each followed by the next."""
-    return [Row(*row) for row in zip(found, [*found[1:], ""], [document] * len(found), labels, strict=True)]
+    return [Row(*row) for row in zip(found, [*found, ""][1:], [document] * len(found), labels, strict=True)]
 
 
 def linked(documents: Sequence[Iterable[str]]) -> np.ndarray:
@@ -118,7 +118,7 @@ def learn(texts: Sequence[str], length: int, vocabulary: int) -> Tokenizer:
 
     Raises InputError where `vocabulary` has no room for every character of the texts.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     normalizer, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     used = sorted(set().union(*texts))
@@ -142,6 +142,7 @@ def learn(texts: Sequence[str], length: int, vocabulary: int) -> Tokenizer:
     learned = tokenizer(learner.get_vocab())
     learned.add_special_tokens(list(SPECIAL))
     learned.encode_special_tokens = True  # "[SEP]" in a text is a word like others
+    learned.decoder = decoders.WordPiece()
     ends = [("[CLS]", CLS), ("[SEP]", SEP)]
     learned.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     learned.enable_truncation(length)

