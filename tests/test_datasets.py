@@ -18,7 +18,7 @@ from PIL import Image
 
 from stages import datasets
 from stages import prepare as stage
-from stages.datasets import carve, emoji, fashion_mnist, image_folder, picture, resize, split_rows
+from stages.datasets import _folder, carve, emoji, fashion_mnist, image_folder, picture, resize, split_rows
 from stages.prepare import content_hash, prepare
 from stages.settings import InputError
 
@@ -63,8 +63,8 @@ def test_unknown_data_set_names_the_nearest():
 
 def test_every_data_set_of_params_takes_its_settings():
     for name in (file.stem for file in Path(datasets.__file__).parent.glob("[!_]*.py")):
-        assert datasets.check(name, {"size": 16})["size"] == 16
-        assert f"datasets.{name}.sise" in refuses(datasets.check, name, {"sise": 16})
+        assert datasets.check(name, {"seed": 16})["seed"] == 16
+        assert f"datasets.{name}.sede" in refuses(datasets.check, name, {"sede": 16})
 
 
 def test_split_rows_keeps_groups_together_and_strata_in_proportion():
@@ -479,7 +479,7 @@ def test_image_folder_refuses_files_that_unpack_to_too_much(monkeypatch, tmp_pat
     folder = paint_classes(tmp_path / "pets", 15)
     (folder / "cat" / "zeros.png").write_bytes(bytes(100_000))
     packed = archive(tmp_path / "pets.zip", folder)
-    monkeypatch.setattr(image_folder, "LARGEST_FILE", 50_000)
+    monkeypatch.setattr(_folder, "LARGEST_FILE", 50_000)
     assert datasets.load("image_folder", root=str(packed)).skipped == ["cat/zeros.png (too large)"]
 
 

@@ -32,7 +32,7 @@ Length = Annotated[int, Ge(4)]  # [CLS], two tokens and [SEP]: less is no senten
 
 SPECIAL = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK, "[UNK]": UNK}
 END = re.compile(  # of a sentence, unless the stop belongs to an initial or a title, or a small letter follows
-    r"""(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St))(?<!\bMrs)([.!?]+["'”’)\]]*)\s+(?![a-z])"""
+    r"""(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St))(?<!\bMrs)([.!?]+["'\u2019\u201d)\]]*)\s+(?![a-z])"""
 )
 
 
@@ -57,7 +57,7 @@ def sentences(text: str) -> list[str]:
 
 def rows_of(document: int, found: Sequence[str], labels: Iterable[int]) -> list[Row]:
     """The rows of a document, each followed by the next."""
-    return [Row(*row) for row in zip(found, [*found[1:], ""], [document] * len(found), labels, strict=True)]
+    return [Row(*row) for row in zip(found, [*found, ""][1:], [document] * len(found), labels, strict=True)]
 
 
 def linked(documents: Sequence[Iterable[str]]) -> np.ndarray:
@@ -142,6 +142,7 @@ def learn(texts: Sequence[str], length: int, vocabulary: int) -> Tokenizer:
     learned = tokenizer(learner.get_vocab())
     learned.add_special_tokens(list(SPECIAL))
     learned.encode_special_tokens = True  # "[SEP]" in a text is a word like others
+    learned.decoder = decoders.WordPiece()
     ends = [("[CLS]", CLS), ("[SEP]", SEP)]
     learned.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     learned.enable_truncation(length)
