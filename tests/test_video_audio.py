@@ -19,7 +19,7 @@ from stages.settings import Entry, Modality, Settings, Training
 
 TRAINED = ["supervised_av", "avc", "av_contrastive"]
 ENCODER = {"name": "small", "architecture": "AudioVisual", "width": 8, "blocks": [1, 1], "stride": 1, "shared": 6}
-FACTS = {"classes": 3, "rows": 96, "ticks": 12, "mels": 8}
+FACTS = {"classes": 3, "rows": 96}
 TRAINING = Training(encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, precision="float32")
 
 

@@ -144,7 +144,7 @@ def take(columns: Columns, rows: np.ndarray) -> Columns:
 
 def carve(train: Columns, shares: dict[str, float], seed: int) -> dict[str, Columns]:
     """Train, and the splits that `shares` names taken out of it, stratified by label where there is one."""
-    strata = train.get("label", np.zeros(len(next(iter(train.values()))), np.int64))
+    strata = train.get("label", np.zeros(len(train["image"]), np.int64))
     return {split: take(train, rows) for split, rows in split_rows(strata, shares, seed).items()}
 
 

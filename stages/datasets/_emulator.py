@@ -13,6 +13,7 @@ import numpy as np
 
 SECOND = 60  # frames of the emulator, each with 512 samples of sound
 CHANGE = 0.1  # how likely a player does something else in the next frame
+JUDGED = 60  # seconds, at least, of play before a game is called silent
 OPENING = 6  # seconds that are left out, as all plays of some games begin alike
 
 
@@ -45,7 +46,7 @@ def play(game: str, seed: int, wanted: int, size: int, frames: int, silent: floa
     action, clip, time, quiet, rows = actions[0], 0, 0, 0, []
     shown = {(2 * f + 1) * SECOND // (2 * frames) for f in range(frames)}
     while len(rows) < wanted:
-        if quiet > silent * max(wanted, len(rows) + quiet):
+        if quiet > silent * max(wanted, JUDGED, len(rows) + quiet):
             sys.exit(f"of {len(rows) + quiet} seconds of play, {quiet} are silent")
         pictures, samples = [], []
         for frame in range(SECOND):
