@@ -2,12 +2,15 @@
 
 import json
 import math
+import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from stages import datasets
 from stages.datasets import _emulator, atari
@@ -197,7 +200,7 @@ def film(
     seconds: float = 2.5,
     *,
     tone: float | None = 440,
-    colours: tuple[int, int] | None = (40, 200),
+    colours: Sequence[ArrayLike] | None = (40, 200),
     late: float = 0,
     fps: int = 20,
     rate: int = 16000,
@@ -302,6 +305,22 @@ def test_video_folder_shows_the_frame_of_the_moment(tmp_path):
     assert begin == 0.35
     bright = [int(picture.mean() > 120) for picture in seen]  # moments 0.475, 0.725, 0.975, 1.225, ... 2.475
     assert bright == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+
+
+def test_video_folder_turns_pictures_upright(tmp_path):
+    """Bright on the left, and marked as filmed with what is left above."""
+    left = np.repeat([[[220]] * 32 + [[20]] * 32], 48, axis=0)  # (48, 64, 1)
+    path = film(tmp_path / "a.mp4", colours=(left, left))
+    lying = cut(path)["video"]
+    assert lying[..., :3].min() > 180
+    assert lying[..., 5:].max() < 60
+    header = bytearray(path.read_bytes())
+    matrix = header.index(b"tkhd") + 44
+    header[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    path.write_bytes(header)
+    upright = cut(path)["video"]
+    assert upright[..., :3, :].min() > 180
+    assert upright[..., 5:, :].max() < 60
 
 
 def test_video_folder_skips_what_is_of_no_use(tmp_path):

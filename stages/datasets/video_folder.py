@@ -55,7 +55,7 @@ def load(
     many files to skip.
     """
     if find_spec("av") is None:
-        raise InputError('the package av is not installed; run `pip install "av>=14"`')
+        raise InputError('the package av is not installed; run `pip install "av>=18,<19"`')
     source = locate(root, KIND)
     if not source.is_dir():
         raise InputError(f"{root!r} is an archive, and clips are read from a folder; unpack it")
@@ -148,5 +148,6 @@ def see(path: Path, begin: float, size: int, frames: int) -> tuple[float, list[n
         for frame, following in pairwise(chain([first], decoded, [None])):
             until = following.time if following else frame.time + 1 / (stream.average_rate or frames)
             while begin + (len(seen) + 0.5) / frames < until:
-                seen.append(picture(frame.to_image(), size))
+                upright = frame.to_image().rotate(frame.rotation, expand=True)  # telephones film lying down
+                seen.append(picture(upright, size))
     return begin, seen
