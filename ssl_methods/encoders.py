@@ -1,8 +1,8 @@
 """The networks that are pretrained, frozen and evaluated.
 
 Every encoder maps a batch to features (N, D) and says D in `dim`; `depths` names the features (N, D') after each of its
-stages, the last being those. Image encoders take pictures in [0, 1] and centre them themselves, so that no method can
-forget to.
+stages, the last being those, and where there are two towers those of each. Image encoders take pictures in [0, 1] and
+centre them themselves, so that no method can forget to.
 """
 
 from collections.abc import Sequence
@@ -379,3 +379,59 @@ class Dictionary(Shallow):
         near, far = slice(half + self.patch - 1), slice(half, None)
         quadrants = [x[:, :, rows, cols] for rows in (near, far) for cols in (near, far)]
         return torch.cat([self.activation(quadrant).sum(1) for quadrant in quadrants], dim=1)  # (N, 4 * K)
+
+
+class SoundResNet(ResNet):
+    """The same network for spectrograms (N, T, M) in [0, 1], which are pictures of one channel."""
+
+    def __init__(self, *, width: Count = 64, blocks: Sequence[Count] = (2, 2, 2, 2), stride: Count = 1):
+        super().__init__(width=width, blocks=blocks, stride=stride)
+        self.stem = nn.Conv2d(1, width, self.stem.kernel_size, stride, self.stem.padding, bias=False)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        return super().maps(x[:, None])
+
+
+class AudioVisual(nn.Module):
+    """Two towers, one for pictures and one for sound, and a linear map from each into a space that both share.
+
+    Films are (N, F, 3, H, W) and spectrograms (N, T, M), both in [0, 1]. A film's features are the mean of its frames'.
+    Both towers' features are `dim` wide; alone in the space of width `shared` do sight and sound compare.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: Count = 64,
+        blocks: Sequence[Count] = (2, 2, 2, 2),
+        stride: Count = 1,
+        shared: Count = 128,
+    ):
+        super().__init__()
+        self.eye = ResNet(width=width, blocks=blocks, stride=stride)
+        self.ear = SoundResNet(width=width, blocks=blocks, stride=stride)
+        self.dim = self.ear.dim
+        self.share_video, self.share_sound = nn.Linear(self.dim, shared), nn.Linear(self.dim, shared)
+
+    def video(self, x: Tensor) -> Tensor:
+        return self.eye(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)  # (N, D)
+
+    def sound(self, x: Tensor) -> Tensor:
+        return self.ear(x)  # (N, D)
+
+    def depths(self, video: Tensor, sound: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Of each tower, sound first. What enters the shared space is a depth too, but the features are the last."""
+        frames = self.eye.depths(video.flatten(0, 1))
+        seen = {depth: h.unflatten(0, video.shape[:2]).mean(1) for depth, h in frames.items()}
+        return {
+            "sound": self.with_shared(self.ear.depths(sound), self.share_sound),
+            "video": self.with_shared(seen, self.share_video),
+        }
+
+    @staticmethod
+    def with_shared(depths: dict[str, Tensor], share: nn.Module) -> dict[str, Tensor]:
+        *earlier, (last, h) = depths.items()
+        return dict([*earlier, ("shared", share(h)), (last, h)])
+
+    def forward(self, video: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+        return self.share_video(self.video(video)), self.share_sound(self.sound(sound))  # (N, S), (N, S)

@@ -101,15 +101,20 @@ def masked_mean(error: Tensor, counts: Tensor) -> Tensor:
 
 
 @in_float32
-def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+def info_nce(q: Tensor, k: Tensor, temperature: float, among: Tensor | None = None) -> Tensor:
     """Each query must find its own key among all keys of the batch: q, k (N, D), not yet normalised.
 
         - log  exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T)               with the cosine similarity
+
+    With groups `among` (N,), j runs over the query's own group alone.
 
     van den Oord, Li, Vinyals. Representation Learning with Contrastive Predictive Coding. 2018.
     https://arxiv.org/abs/1807.03748
     """
     s = F.normalize(gather(q), dim=1) @ F.normalize(gather(k), dim=1).T / temperature  # (N, N)
+    if among is not None:
+        group = gather(among)
+        s = s.masked_fill(group[:, None] != group, -torch.inf)
     return F.cross_entropy(s, torch.arange(len(s), device=s.device))
 
 

@@ -226,7 +226,25 @@ def words(board: Board) -> list[str]:
         sentences += [f"Perplexity of a held-out word (and from the words' frequencies alone): {listed(told)}."]
     if ordered:
         sentences += [f"Told whether a held-out sentence follows another (chance: 50 %): {listed(ordered)}."]
-    return sentences
+    return sentences + retrieval(board)
+
+
+def retrieval(board: Board) -> list[str]:
+    """For each thing that was looked for, how often whose features found it first, the best first."""
+    sought: dict[str, dict[str, float]] = {}
+    chances = {}
+    for row in board.rows:
+        for what in dict.fromkeys(what for run in row.entry.runs for what in run.evaluate.get("retrieval", {})):
+            runs = [
+                run.evaluate["retrieval"][what] for run in row.entry.runs if what in run.evaluate.get("retrieval", {})
+            ]
+            sought.setdefault(what, {})[row.entry.name] = float(np.mean([found["r1"] for found in runs]))
+            chances[what] = runs[0]["chance_r1"]
+    return [
+        f"{what.capitalize()}, found first (chance: {chances[what]:.1f} %): "
+        f"{listed(f'{name} {r1:.1f} %' for name, r1 in sorted(found.items(), key=lambda pair: -pair[1]))}."
+        for what, found in sought.items()
+    ]
 
 
 def failures(board: Board) -> list[str]:

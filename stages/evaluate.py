@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from .columns import Columns, facts_of, manifest
 from .files import write_json
 from .measures import knn, linear, standard_error
 from .measures.rank import effective_rank
+from .measures.retrieval import retrieval
 from .measures.spread import spread
 from .progress import Progress
 from .settings import Evaluation, InputError, command, read
@@ -36,7 +38,8 @@ SPLITS = ("train", "validation", "test")
 ACCURACIES = ("linear", "linear_depth", "knn")  # the second at the depth of the encoder that validation prefers
 SCORES = dict.fromkeys([*ACCURACIES, "effective_rank", "spread", "features"])
 DETAILS = dict.fromkeys([f"{name}_{what}" for what in ("error", "validation") for name in ACCURACIES] + ["choices"])
-LISTS = {"depths": {}, "probe": []}  # validation accuracies by depth, and by strength in points that `dvc plots` draws
+# Validation accuracies by depth, and by strength in points that `dvc plots` draws; and what was looked for in what.
+LISTS = {"depths": {}, "probe": [], "retrieval": {}}
 
 
 def evaluate(
@@ -59,6 +62,8 @@ def evaluate(
         features = {split: pair[0] for split, pair in embedded.items()}
         labels = {split: pair[1] for split, pair in embedded.items()}
         measured = measure(features, labels, protocol, len(data["classes"]))
+        if data["classes"]:
+            measured["retrieval"] = retrieved(network, modality, folder, protocol)
     scores, details = (
         {key: measured.get(key, none) for key, none in kind.items()} for kind in (SCORES, DETAILS | LISTS)
     )
@@ -141,17 +146,38 @@ def embed(
                 f"the {split} split has no labelled row, which the probe needs; label some, or none at all"
             )
     encoder.to(device).eval()
-    features, bar = [], Progress(f"embed {split}", len(rows), "rows")
+    return towers_of(encoder, look, columns, rows, batch_size, label=f"embed {split}"), known
+
+
+def towers_of(
+    encoder: nn.Module, look: ModuleType, columns: Columns, rows: Tensor, batch_size: int, label: str
+) -> dict[str, dict[str, Tensor]]:
+    """The features of those rows: {tower: {depth: (N, D) float32}}."""
+    features, bar = [], Progress(label, len(rows), "rows")
     for index in rows.split(batch_size):
         with torch.inference_mode():
             features.append(look.embed(encoder, columns.rows(index)))
         bar.advance(len(index))
     bar.close()
-    towers = {
+    return {
         tower: {depth: torch.cat([part[tower][depth] for part in features]).float() for depth in depths}
         for tower, depths in features[0].items()
     }
-    return towers, known
+
+
+def retrieved(encoder: nn.Module, modality: str, folder: Path, protocol: Evaluation) -> dict[str, dict[str, float]]:
+    """How often test rows find their partners, for each pairing that the modality has: {"sound to film": {"r1": ...}}.
+
+    Nothing for a modality without `partners`.
+    """
+    look = load_modality(modality)
+    if not hasattr(look, "partners"):
+        return {}
+    columns = Columns(folder / "test", [*look.columns, *look.partner_columns], devices.choose(protocol.device))
+    rows = torch.arange(len(columns))
+    towers = towers_of(encoder, look, columns, rows, protocol.batch_size, label="embed partners")
+    sought = look.partners(towers, {name: columns.columns[name] for name in look.partner_columns})
+    return {name: retrieval(*parts) for name, parts in sought.items()}
 
 
 def measure(

@@ -9,10 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ssl_methods import load_modality
+
 from . import datasets, devices, files
 from .fingerprint import fingerprint
 from .settings import RESOLVED, InputError, Settings, command, pick, read
 
+READ = ("columns", "embed", "partner_columns", "partners")  # of a modality, by evaluation
 PLAN, KEYS = Path("plan.json"), Path("keys.json")
 
 
@@ -67,10 +70,10 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
         for block in plan["pretrain"][modality].values():
             block["code"] = fingerprint([*pretrain, method(block), network(block)], root)
         for block in plan["evaluate"][modality].values():
-            block["code"] = fingerprint([*evaluate, embedding(modality), network(block)], root)
+            block["code"] = fingerprint([*evaluate, *embedding(modality), network(block)], root)
         for block in plan["sweep"][modality].values():
             entry = block["entry"]
-            roots = ["stages.sweep", method(entry), embedding(modality), network(entry)]
+            roots = ["stages.sweep", method(entry), *embedding(modality), network(entry)]
             block["code"] = fingerprint(roots, root)
     plan["report"] = {
         "code": fingerprint(["stages.report"], root, files=sorted((root / "reports/templates").iterdir()))
@@ -91,9 +94,10 @@ def keys_of(plan: dict[str, Any]) -> dict[str, Any]:
     return {"prepare": prepare, **keys, "report": devices.key_of(plan["report"])}
 
 
-def embedding(modality: str) -> str:
-    """How evaluation reads features, which it finds by name."""
-    return f"ssl_methods.modalities.{modality}:embed"
+def embedding(modality: str) -> list[str]:
+    """How evaluation reads features and what it looks for with them, which it finds by name."""
+    there = vars(load_modality(modality))
+    return [f"ssl_methods.modalities.{modality}:{name}" for name in READ if name in there]
 
 
 def network(block: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 columns = ("token",)
+partner_columns = ("document",)
 
 PAD, CLS, SEP, MASK, UNK = range(5)  # the ids that every vocabulary begins with
 
@@ -17,6 +18,26 @@ PAD, CLS, SEP, MASK, UNK = range(5)  # the ids that every vocabulary begins with
 def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What evaluation reads: the features (N, D) of each tower, here only one, at each of its depths, by name."""
     return {"text": encoder.depths(batch["token"])}
+
+
+def partners(
+    towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    """What evaluation looks for in what, row i in row i: articles by their headline, or else their first sentence.
+
+    An article is the mean of its other sentences; one without others is none. Features are the deepest.
+    """
+    *_, h = towers["text"].values()  # (N, D)
+    document = columns["document"].unique(return_inverse=True)[1]  # (N,)
+    place = torch.arange(len(h), device=h.device)
+    first = torch.full((int(document.max()) + 1,), len(h), device=h.device).scatter_reduce(0, document, place, "amin")
+    others = torch.ones(len(h), device=h.device).index_fill(0, first, 0)
+    counts = torch.zeros(len(first), device=h.device).index_add(0, document, others)  # (documents,)
+    totals = torch.zeros(len(first), h.shape[1], device=h.device).index_add(0, document, h * others[:, None])
+    whole = counts > 0
+    if not whole.any():
+        return {}
+    return {"headline to article": (h[first[whole]], totals[whole] / counts[whole, None], None)}
 
 
 def choose(ids: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""What belongs together in two kinds of data must be told, or found, from each other."""
