@@ -230,21 +230,15 @@ def words(board: Board) -> list[str]:
 
 
 def retrieval(board: Board) -> list[str]:
-    """For each thing that was looked for, how often whose features found it first, the best first."""
-    sought: dict[str, dict[str, float]] = {}
-    chances = {}
-    for row in board.rows:
-        for what in dict.fromkeys(what for run in row.entry.runs for what in run.evaluate.get("retrieval", {})):
-            runs = [
-                run.evaluate["retrieval"][what] for run in row.entry.runs if what in run.evaluate.get("retrieval", {})
-            ]
-            sought.setdefault(what, {})[row.entry.name] = float(np.mean([found["r1"] for found in runs]))
-            chances[what] = runs[0]["chance_r1"]
-    return [
-        f"{what.capitalize()}, found first (chance: {chances[what]:.1f} %): "
-        f"{listed(f'{name} {r1:.1f} %' for name, r1 in sorted(found.items(), key=lambda pair: -pair[1]))}."
-        for what, found in sought.items()
-    ]
+    """For each thing that was looked for, how often it was found first by whose features, the best first."""
+    runs = [run for row in board.rows for run in row.entry.runs]
+    sentences = []
+    for what in dict.fromkeys(what for run in runs for what in run.evaluate.get("retrieval", {})):
+        found = {row.entry.name: r1 for row in board.rows if (r1 := row.mean(f"{what}_r1")) is not None}
+        chance = next(value for run in runs if (value := run.value(f"{what}_chance_r1")) is not None)
+        told = [f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True)]
+        sentences.append(f"{what.capitalize()}, found first (chance: {chance:.1f} %): {listed(told)}.")
+    return sentences
 
 
 def failures(board: Board) -> list[str]:

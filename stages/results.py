@@ -35,9 +35,13 @@ class Run:
         return self.scores.get("status", UNEVALUATED)
 
     def value(self, measure: str) -> float | None:
-        """A number of this run by its key in its files; None where it was not measured. `seconds` are pretraining's."""
-        held_out = {f"held_out_{name}": value for name, value in self.pretrain.get("held_out", {}).items()}
-        for results in (self.scores, self.pretrain, self.evaluate, held_out):
+        """A number of this run by its key in its files; None where it was not measured. `seconds` are pretraining's.
+
+        Those of a group have its name before them, as in `held_out_loss` and `sound to film_r1`.
+        """
+        nested = {"held_out": self.pretrain.get("held_out", {}), **self.evaluate.get("retrieval", {})}
+        flat = {f"{group}_{name}": value for group, found in nested.items() for name, value in found.items()}
+        for results in (self.scores, self.pretrain, self.evaluate, flat):
             if results.get(measure) is not None:
                 return results[measure]
         return None
