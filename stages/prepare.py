@@ -73,10 +73,11 @@ def check_columns(where: str, columns: Columns, dataset: Dataset) -> None:
     image = columns.get("image")
     if image is not None and (image.dtype != np.uint8 or image.ndim != 4 or image.shape[1] != 3):
         raise InputError(f"{where}: images must be (N, 3, H, W) uint8, not {image.shape} {image.dtype}")
-    for name, axes in (("video", "N, F, 3, H, W"), ("sound", "N, T, M")):
-        column = columns.get(name)
-        if column is not None and (column.dtype != np.uint8 or column.ndim != len(axes.split())):
-            raise InputError(f"{where}: column {name} must be ({axes}) uint8, not {column.shape} {column.dtype}")
+    video, sound = columns.get("video"), columns.get("sound")
+    if video is not None and (video.dtype != np.uint8 or video.ndim != 5 or video.shape[2] != 3):
+        raise InputError(f"{where}: films must be (N, F, 3, H, W) uint8, not {video.shape} {video.dtype}")
+    if sound is not None and (sound.dtype != np.uint8 or sound.ndim != 3):
+        raise InputError(f"{where}: spectrograms must be (N, T, M) uint8, not {sound.shape} {sound.dtype}")
     if ("label" in columns) != bool(dataset.classes):
         raise InputError(f"{where}: a column `label` and a list of classes go together, but only one of them is there")
     for name in {"token", "next"} & columns.keys():

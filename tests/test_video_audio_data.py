@@ -381,3 +381,20 @@ def test_prepare_writes_the_columns_of_clips(tmp_path):
     assert manifest["facts"] == {}
     assert manifest["splits"]["train"]["columns"]["video"] == {"dtype": "uint8", "shape": [2, 4, 3, 32, 32]}
     assert np.load(tmp_path / "data/test/sound.npy").shape == (1, 60, 32)
+
+
+@pytest.mark.parametrize(
+    ("column", "array", "part"),
+    [
+        ("video", np.zeros((4, 2, 3, 8, 8), np.float32), "(N, F, 3, H, W) uint8"),
+        ("video", np.zeros((4, 2, 1, 8, 8), np.uint8), "(N, F, 3, H, W) uint8"),
+        ("video", np.zeros((4, 3, 8, 8), np.uint8), "(N, F, 3, H, W) uint8"),
+        ("sound", np.zeros((4, 10, 6), np.float16), "(N, T, M) uint8"),
+        ("sound", np.zeros((4, 1, 10, 6), np.uint8), "(N, T, M) uint8"),
+    ],
+)
+def test_check_refuses_sight_and_sound_that_stages_cannot_use(column, array, part):
+    columns = {"video": np.zeros((4, 2, 3, 8, 8), np.uint8), "sound": np.zeros((4, 10, 6), np.uint8)}
+    right = dict.fromkeys(SPLITS, columns)
+    check("mine", datasets.Dataset(right, [], {}))
+    assert part in refuses(check, "mine", datasets.Dataset({**right, "test": {**columns, column: array}}, [], {}))

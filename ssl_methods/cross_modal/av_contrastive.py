@@ -7,8 +7,8 @@ Korbar, Tran, Torresani. Cooperative Learning of Audio and Video Models from Sel
 
     v, s = f_v(film), f_s(sound)                                           each in the shared space
     C(q, k) = mean of -log  exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T)  InfoNCE, of cosines
-    L = 1/2 (C(v, s) + C(s, v))                                            Cross-AVID, section 3.2
-    and w times the same, where j runs over rows of one play               Korbar et al., section 3.2: hard negatives
+    L = 1/2 (C(v, s) + C(s, v))                                            Cross-AVID
+    and w times the same, where j runs over rows of one play               Korbar et al.: hard negatives
 
 The second asks what sounds now, for all moments of a play look and sound much alike. Of a row alone in its play, it
 asks nothing.

@@ -4,7 +4,7 @@ Arandjelovic, Zisserman. Look, Listen and Learn. ICCV 2017. https://arxiv.org/ab
 Arandjelovic, Zisserman. Objects that Sound. ECCV 2018. https://arxiv.org/abs/1712.06651
 
     v, s = f_v(film), f_s(sound)                                           each in the shared space
-    p(v, s) = sigmoid(a cos(v, s) + b)                                     2018, section 3.1 (AVE-Net)
+    p(v, s) = sigmoid(a cos(v, s) + b)                                     2018, AVE-Net
     L = - log p(v_i, s_i) - log (1 - p(v_i, s_j)),  j != i                 2017, section 2
 
 The head is that of 2018, with which the two sides compare; that of 2017 is a small network on both, side by side.

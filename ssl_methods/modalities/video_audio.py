@@ -60,7 +60,7 @@ def hidden_span(x: Tensor, axis: int, start: Tensor, length: Tensor) -> Tensor:
 
 def _span(x: Tensor, axis: int, share: float) -> Tensor:
     """A whole number from 0 to `share` of the axis for each row, (N,)."""
-    return (torch.rand(len(x), device=x.device) * (share * x.shape[axis] + 1)).floor()
+    return (torch.rand(len(x), device=x.device) * (int(share * x.shape[axis]) + 1)).floor()
 
 
 def _place(x: Tensor, axis: int, share: float) -> tuple[Tensor, Tensor]:
