@@ -405,7 +405,7 @@ def search_of(modality: str, name: str, planned: dict[str, Any], data: dict[str,
     space = space_of(entry, sweep)
     # The code that scores depend on, which is less than the stage's: a new figure is drawn from the trials as they are.
     roots = ["stages.sweep:score", "stages.sweep:variant", "stages.sweep:DrawSampler"]
-    roots += [plan.method(planned["entry"]), plan.embedding(modality), plan.network(planned["entry"])]
+    roots += [plan.method(planned["entry"]), *plan.embedding(modality), plan.network(planned["entry"])]
     code = fingerprint(roots, Path(__file__).parent.parent)
     settings = {key: value for key, value in planned.items() if key != "code"}
     settings["sweep"] = sweep.model_dump(exclude={"trials", "storage"})
