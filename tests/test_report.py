@@ -330,7 +330,7 @@ def test_held_out_words_are_told_as_perplexities(table):
 
 
 def test_what_was_found_first_is_told_the_best_first(table):
-    assert "Sound to film, found first (chance: 1.2 %): mae 12.0 %, pca 2.0 %." in summary(table)
+    assert "Sound to film, found first (chance: 1.2 %): mae 12.0 % and pca 2.0 %." in summary(table)
 
 
 def test_the_depth_that_validation_chose_is_named(table, files):
