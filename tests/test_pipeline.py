@@ -109,6 +109,7 @@ def test_it_ends_with_a_row_for_every_entry(finished):
         scores = json.loads(path.read_text(encoding="utf-8"))
         assert scores["status"] in ("ok", "collapsed")
         assert 0 < scores["linear"] <= 100
+        assert scores["linear"] < 100 or modality == "video_audio"  # two games can be told apart by a few sounds
     trials = (finished.folder / "reports/sweeps/image/simclr/trials.csv").read_text(encoding="utf-8")
     assert len(trials.splitlines()) == 1 + 3
 

@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from test_methods import FACTS, small, trained_on
 
 from ssl_methods.encoders import BagOfWords, TextTransformer
+from ssl_methods.generative.gpt import GPT
 from ssl_methods.masked.electra import detection_loss, draw_words
 from ssl_methods.modalities import text
 from ssl_methods.parts import OrderHead, TokenHead, Unigram, info_nce, token_loss
@@ -46,7 +47,7 @@ def test_neither_padding_nor_neighbours_change_an_embedding(kind, request, sente
 
 
 def test_a_causal_token_knows_nothing_of_those_after_it(causal, sentences):
-    method = build_gpt(causal)
+    method = GPT(causal, vocabulary=35).eval()
     ids = sentences["token"][:4]
     before = method.predict(ids)
     for t in range(1, 12):
@@ -55,12 +56,6 @@ def test_a_causal_token_knows_nothing_of_those_after_it(causal, sentences):
         after = method.predict(changed)
         torch.testing.assert_close(after[:, :t], before[:, :t], rtol=0, atol=0)
         assert not after[:, t].allclose(before[:, t])
-
-
-def build_gpt(encoder: TextTransformer):
-    from ssl_methods.generative.gpt import GPT
-
-    return GPT(encoder, vocabulary=35).eval()
 
 
 def test_other_encoders_see_both_ways(encoder, sentences):

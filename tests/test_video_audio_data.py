@@ -11,22 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from test_datasets import SPLITS, refuses
 
 from stages import datasets
 from stages.datasets import _emulator, atari
 from stages.datasets._sound import log_mel, mel_filters
 from stages.prepare import check, content_hash, prepare
-from stages.settings import InputError
-
-SPLITS = ("train", "validation", "test")
-
-
-def refuses(function, *arguments, **settings) -> str:
-    """The one line with which a call ends in an InputError."""
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def sine(frequency: float, rate: int, amplitude: float = 1.0) -> np.ndarray:

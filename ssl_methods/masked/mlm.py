@@ -34,10 +34,8 @@ class MLM(Method):
         self.latest = batch["token"]  # (N, L)
         places, chosen = text.choose(self.latest, self.mask)  # (N, M) each
         h = self.encoder.tokens(text.corrupt(self.latest, places, chosen, self.vocabulary))  # (N, L, D)
-        words, target = (
-            self.head(h, places, self.encoder.embed.weight),
-            self.latest.gather(1, places),
-        )  # (N, M, V), (N, M)
+        # (N, M, V) and (N, M)
+        words, target = self.head(h, places, self.encoder.embed.weight), self.latest.gather(1, places)
         loss = token_loss(words, target, chosen)
         right = masked_mean((words.argmax(2) == target).float(), chosen)
         return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, chosen)}
