@@ -125,6 +125,22 @@ def token_loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     return masked_mean(cross.view_as(counts), counts)
 
 
+def token_accuracy(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """The share of the places that count where the likeliest token is the right one. (N, L, V), (N, L), (N, L)."""
+    return masked_mean((logits.argmax(2) == target).float(), counts)
+
+
+@in_float32
+def labelled_loss(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropy with the labels and the share told right, over the rows that have one. (N, C), (N,)
+
+    Rows with label -1 do not count; both are 0 where there is no other.
+    """
+    count = (y >= 0).sum().clamp(min=1)
+    loss = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum")
+    return loss / count, (logits.argmax(1) == y).sum() / count
+
+
 class TokenHead(nn.Module):
     """Which word stood at a place, from the features of the token there, with the embeddings as weights, as in BERT."""
 

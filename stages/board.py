@@ -226,7 +226,7 @@ def words(board: Board) -> list[str]:
         sentences += [f"Perplexity of a held-out word (and from the words' frequencies alone): {listed(told)}."]
     if ordered:
         sentences += [f"Told whether a held-out sentence follows another (chance: 50 %): {listed(ordered)}."]
-    return sentences + retrieval(board)
+    return sentences + retrieval(board) + zero_shot(board)
 
 
 def retrieval(board: Board) -> list[str]:
@@ -239,6 +239,16 @@ def retrieval(board: Board) -> list[str]:
         told = [f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True)]
         sentences.append(f"{what.capitalize()}, found first (chance: {chance:.1f} %): {listed(told)}.")
     return sentences
+
+
+def zero_shot(board: Board) -> list[str]:
+    """Who tells pictures by the names of their classes alone, the best first."""
+    found = {row.entry.name: right for row in board.rows if (right := row.mean("zero_shot_accuracy")) is not None}
+    if not found:
+        return []
+    majority = next(value for row in board.rows if (value := row.mean("zero_shot_majority")) is not None)
+    told = [f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True)]
+    return [f"Told by the classes' names alone, without labels (the largest class: {majority:.1f} %): {listed(told)}."]
 
 
 def failures(board: Board) -> list[str]:

@@ -30,6 +30,7 @@ from .measures import knn, linear, standard_error
 from .measures.rank import effective_rank
 from .measures.retrieval import retrieval
 from .measures.spread import spread
+from .measures.zero_shot import zero_shot
 from .progress import Progress
 from .settings import Evaluation, InputError, command, read
 
@@ -38,8 +39,9 @@ SPLITS = ("train", "validation", "test")
 ACCURACIES = ("linear", "linear_depth", "knn")  # the second at the depth of the encoder that validation prefers
 SCORES = dict.fromkeys([*ACCURACIES, "effective_rank", "spread", "features"])
 DETAILS = dict.fromkeys([f"{name}_{what}" for what in ("error", "validation") for name in ACCURACIES] + ["choices"])
-# Validation accuracies by depth, and by strength in points that `dvc plots` draws; and what was looked for in what.
-LISTS = {"depths": {}, "probe": [], "retrieval": {}}
+# Validation accuracies by depth, and by strength in points that `dvc plots` draws; what was looked for in what; and what
+# the names of classes alone are worth.
+LISTS = {"depths": {}, "probe": [], "retrieval": {}, "zero_shot": {}}
 
 
 def evaluate(
@@ -63,7 +65,7 @@ def evaluate(
         labels = {split: pair[1] for split, pair in embedded.items()}
         measured = measure(features, labels, protocol, len(data["classes"]))
         if data["classes"]:
-            measured["retrieval"] = retrieved(network, modality, folder, protocol)
+            measured |= matched(network, modality, folder, protocol)
     scores, details = (
         {key: measured.get(key, none) for key, none in kind.items()} for kind in (SCORES, DETAILS | LISTS)
     )
@@ -165,19 +167,28 @@ def towers_of(
     }
 
 
-def retrieved(encoder: nn.Module, modality: str, folder: Path, protocol: Evaluation) -> dict[str, dict[str, float]]:
-    """How often test rows find their partners, for each pairing that the modality has: {"sound to film": {"r1": ...}}.
+def matched(encoder: nn.Module, modality: str, folder: Path, protocol: Evaluation) -> dict[str, dict[str, Any]]:
+    """How often test rows find their partners, for each pairing that the modality has, {"sound to film": {"r1": ...}};
+    and where classes have prompts, how often a row finds its class by name.
 
     Nothing for a modality without `partners`.
     """
-    look = load_modality(modality)
+    look, device = load_modality(modality), devices.choose(protocol.device)
     if not hasattr(look, "partners"):
         return {}
-    columns = Columns(folder / "test", [*look.columns, *look.partner_columns], devices.choose(protocol.device))
+    columns = Columns(folder / "test", [*look.columns, *look.partner_columns], device)
     rows = torch.arange(len(columns))
     towers = towers_of(encoder, look, columns, rows, protocol.batch_size, label="embed partners")
     sought = look.partners(towers, {name: columns.columns[name] for name in look.partner_columns})
-    return {name: retrieval(*parts) for name, parts in sought.items()}
+    found = {"retrieval": {name: retrieval(**parts) for name, parts in sought.items()}}
+    if (folder / "prompts").exists():
+        prompts = Columns(folder / "prompts", ("token", "label"), device).columns
+        labels = Columns(folder / "test", ("label",), device).columns["label"]
+        with torch.inference_mode():
+            named = look.named(encoder, towers, prompts)
+        if named:
+            found["zero_shot"] = zero_shot(named[0], labels, named[1].float(), prompts["label"])
+    return found
 
 
 def measure(

@@ -15,7 +15,7 @@ from . import datasets, devices, files
 from .fingerprint import fingerprint
 from .settings import RESOLVED, InputError, Settings, command, pick, read
 
-READ = ("columns", "embed", "partner_columns", "partners")  # of a modality, by evaluation
+READ = ("columns", "embed", "partner_columns", "partners", "named")  # of a modality, by evaluation
 PLAN, KEYS = Path("plan.json"), Path("keys.json")
 
 
@@ -64,7 +64,7 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
     pretrain = [f"stages.pretrain:{name}" for name in ("train", "write", "record")]
     evaluate = ["stages.evaluate:evaluate"]
     for modality, block in plan["prepare"].items():
-        tables = sorted((root / "stages/datasets").glob(f"{block['data']}_*.csv"))
+        tables = sorted((root / "stages/datasets").glob("*.csv"))
         prepare = ["stages.prepare:prepare", f"stages.datasets.{block['data']}:load"]
         block["code"] = fingerprint(prepare, root, files=tables)
         for block in plan["pretrain"][modality].values():

@@ -33,10 +33,10 @@ def prepare(data: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]
     check(data, dataset)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for split in SPLITS:
-        (partial / split).mkdir(parents=True)
-        for name, column in dataset.splits[split].items():
-            np.save(partial / split / f"{name}.npy", column)
+    for part, columns in parts(dataset).items():
+        (partial / part).mkdir(parents=True)
+        for name, column in columns.items():
+            np.save(partial / part / f"{name}.npy", column)
     manifest = describe(data, settings, dataset)
     for name, text in dataset.files.items():
         (partial / name).write_text(text, encoding="utf-8", newline="\n")
@@ -101,11 +101,16 @@ def describe(data: str, settings: dict[str, Any], dataset: Dataset) -> dict[str,
         "splits": {split: describe_split(dataset.splits[split], len(dataset.classes)) for split in SPLITS},
         "skipped": dataset.skipped[:LISTED],
         "skipped_count": len(dataset.skipped),
-        "hash": content_hash(dataset.splits),
+        "hash": content_hash(parts(dataset)),
     }
     if dataset.show is not None:
         manifest["show"] = dataset.show
     return manifest
+
+
+def parts(dataset: Dataset) -> dict[str, Columns]:
+    """All that has columns: the splits, and the classes' prompts where there are some."""
+    return dataset.splits | ({} if dataset.prompts is None else {"prompts": dataset.prompts})
 
 
 def facts(dataset: Dataset) -> dict[str, int]:
@@ -129,12 +134,12 @@ def describe_split(columns: Columns, classes: int) -> dict[str, Any]:
     return described
 
 
-def content_hash(splits: dict[str, Columns]) -> str:
-    """SHA-256 over every column: its split, name, dtype, shape and bytes."""
+def content_hash(parts: dict[str, Columns]) -> str:
+    """SHA-256 over every column: its part, name, dtype, shape and bytes."""
     digest = hashlib.sha256()
-    for split, columns in sorted(splits.items()):
+    for part, columns in sorted(parts.items()):
         for name, column in sorted(columns.items()):
-            digest.update(f"{split}/{name} {column.dtype.str} {column.shape}\n".encode())
+            digest.update(f"{part}/{name} {column.dtype.str} {column.shape}\n".encode())
             digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()
 

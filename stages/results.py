@@ -39,7 +39,8 @@ class Run:
 
         Those of a group have its name before them, as in `held_out_loss` and `sound to film_r1`.
         """
-        nested = {"held_out": self.pretrain.get("held_out", {}), **self.evaluate.get("retrieval", {})}
+        nested = {"held_out": self.pretrain.get("held_out", {}), "zero_shot": self.evaluate.get("zero_shot", {})}
+        nested |= self.evaluate.get("retrieval", {})
         flat = {f"{group}_{name}": value for group, found in nested.items() for name, value in found.items()}
         for results in (self.scores, self.pretrain, self.evaluate, flat):
             if results.get(measure) is not None:

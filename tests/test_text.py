@@ -68,7 +68,7 @@ def test_other_encoders_see_both_ways(encoder, sentences):
 def test_a_causal_encoder_is_read_at_its_last_token(causal, sentences):
     ids = sentences["token"][:5]
     ends = (ids == text.SEP).nonzero()[:, 1]
-    torch.testing.assert_close(causal.depths(ids)["block 2, last"], causal.tokens(ids)[torch.arange(5), ends])
+    torch.testing.assert_close(causal.depths(ids)["block 2 last"], causal.tokens(ids)[torch.arange(5), ends])
 
 
 def test_dropout_is_for_training_alone(encoder, sentences):

@@ -5,11 +5,11 @@
 Unlabelled pictures (label -1) do not count.
 """
 
-import torch.nn.functional as F
 from torch import nn
 
 from .. import Method, NonNegative
 from ..modalities import image
+from ..parts import labelled_loss
 
 
 class Supervised(Method):
@@ -25,5 +25,5 @@ class Supervised(Method):
 
     def forward(self, batch):
         x, y = image.light_view(image.unit(batch["image"]), self.strength), batch["label"]
-        logits = self.head(self.encoder(x)).float()  # (N, classes)
-        return F.cross_entropy(logits, y, ignore_index=-1), {"accuracy": (logits.argmax(1) == y).float().mean()}
+        loss, right = labelled_loss(self.head(self.encoder(x)), y)
+        return loss, {"accuracy": right}

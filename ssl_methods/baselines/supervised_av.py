@@ -5,12 +5,12 @@
 Unlabelled rows (label -1) do not count.
 """
 
-import torch.nn.functional as F
 from torch import nn
 
 from .. import Method, NonNegative
 from ..encoders import AudioVisual
 from ..modalities import video_audio
+from ..parts import labelled_loss
 
 
 class SupervisedAV(Method):
@@ -25,8 +25,6 @@ class SupervisedAV(Method):
         self.strength = strength
 
     def forward(self, batch):
-        x, y = video_audio.sound_view(video_audio.unit(batch["sound"]), self.strength), batch["label"]
-        logits, known = self.head(self.encoder.sound(x)).float(), y >= 0  # (N, classes), (N,)
-        total = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum")
-        count = known.sum().clamp(min=1)  # a batch may hold no labelled row
-        return total / count, {"accuracy": (logits.argmax(1) == y).sum() / count}
+        x = video_audio.sound_view(video_audio.unit(batch["sound"]), self.strength)
+        loss, right = labelled_loss(self.head(self.encoder.sound(x)), batch["label"])
+        return loss, {"accuracy": right}

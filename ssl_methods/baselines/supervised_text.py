@@ -5,10 +5,10 @@
 Unlabelled sentences (label -1) do not count.
 """
 
-import torch.nn.functional as F
 from torch import nn
 
 from .. import Method
+from ..parts import labelled_loss
 
 
 class SupervisedText(Method):
@@ -22,8 +22,5 @@ class SupervisedText(Method):
         self.head = nn.Linear(encoder.dim, classes)
 
     def forward(self, batch):
-        y = batch["label"]  # (N,)
-        logits, known = self.head(self.encoder(batch["token"])).float(), y >= 0  # (N, classes), (N,)
-        total = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum")
-        count = known.sum().clamp(min=1)  # a batch may hold no labelled sentence
-        return total / count, {"accuracy": (logits.argmax(1) == y).sum() / count}
+        loss, right = labelled_loss(self.head(self.encoder(batch["token"])), batch["label"])
+        return loss, {"accuracy": right}

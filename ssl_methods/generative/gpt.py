@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import Method
 from ..modalities import text
-from ..parts import Unigram, masked_mean, token_loss
+from ..parts import Unigram, token_accuracy, token_loss
 
 
 class GPT(Method):
@@ -36,7 +36,7 @@ class GPT(Method):
         words, target = self.predict(self.latest)[:, :-1], self.latest[:, 1:]  # (N, L - 1, V), (N, L - 1)
         counts = target > text.PAD
         loss = token_loss(words, target, counts)
-        right = masked_mean((words.argmax(2) == target).float(), counts)
+        right = token_accuracy(words, target, counts)
         return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, counts)}
 
     def predict(self, ids: Tensor) -> Tensor:

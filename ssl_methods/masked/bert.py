@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import Fraction, Method
 from ..modalities import text
-from ..parts import OrderHead, TokenHead, Unigram, masked_mean, token_loss
+from ..parts import OrderHead, TokenHead, Unigram, token_accuracy, token_loss
 
 
 class BERT(Method):
@@ -37,7 +37,7 @@ class BERT(Method):
         words, target = self.head(h, places, self.encoder.embed.weight), pair.gather(1, places)  # (N, M, V), (N, M)
         masked = token_loss(words, target, chosen)
         order, right_order = self.order(h[:, 0], y, counts)
-        right = masked_mean((words.argmax(2) == target).float(), chosen)
+        right = token_accuracy(words, target, chosen)
         unigram = self.unigram.loss(target, chosen)
         extras = {"accuracy": right, "nats": masked.detach(), "unigram": unigram, "next": right_order}
         return masked + order, extras

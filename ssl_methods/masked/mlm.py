@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import Fraction, Method
 from ..modalities import text
-from ..parts import TokenHead, Unigram, masked_mean, token_loss
+from ..parts import TokenHead, Unigram, token_accuracy, token_loss
 
 
 class MLM(Method):
@@ -37,7 +37,7 @@ class MLM(Method):
         # (N, M, V) and (N, M)
         words, target = self.head(h, places, self.encoder.embed.weight), self.latest.gather(1, places)
         loss = token_loss(words, target, chosen)
-        right = masked_mean((words.argmax(2) == target).float(), chosen)
+        right = token_accuracy(words, target, chosen)
         return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, chosen)}
 
     def after_step(self):

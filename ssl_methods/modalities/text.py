@@ -20,10 +20,8 @@ def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, T
     return {"text": encoder.depths(batch["token"])}
 
 
-def partners(
-    towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]
-) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """What evaluation looks for in what, row i in row i: articles by their headline, or else their first sentence.
+def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What evaluation looks for in what: articles by their headline, or else their first sentence.
 
     An article is the mean of its other sentences; one without others is none. Features are the deepest.
     """
@@ -37,7 +35,8 @@ def partners(
     whole = counts > 0
     if not whole.any():
         return {}
-    return {"headline to article": (h[first[whole]], totals[whole] / counts[whole, None], None)}
+    articles = totals[whole] / counts[whole, None]
+    return {"headline to article": {"queries": h[first[whole]], "gallery": articles}}
 
 
 def choose(ids: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,8 @@ def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, T
     return encoder.depths(unit(batch["video"]), unit(batch["sound"]))
 
 
-def partners(
-    towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]
-) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """What evaluation looks for in what, row i in row i: a sound's film among those of its class, and the reverse.
+def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What evaluation looks for in what: a sound's film among those of its class, and the reverse.
 
     And `in step`: a sound's film against the one a second before or after, in seconds that have such a neighbour.
     Features are those of the space that both towers share.
@@ -31,8 +29,12 @@ def partners(
     pair = torch.stack([columns["clip"], columns["time"] // 2])  # (2, N)
     _, pair, sizes = pair.unique(dim=1, return_inverse=True, return_counts=True)
     paired = sizes[pair] == 2
-    found = {"sound to film": (sound, film, label), "film to sound": (film, sound, label)}
-    return found | {"in step": (sound[paired], film[paired], pair[paired])} if paired.any() else found
+    found = {
+        "sound to film": {"queries": sound, "gallery": film, "among": label},
+        "film to sound": {"queries": film, "gallery": sound, "among": label},
+    }
+    step = {"queries": sound[paired], "gallery": film[paired], "among": pair[paired]}
+    return found | {"in step": step} if paired.any() else found
 
 
 def views(batch: dict[str, Tensor], strength: float) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ class Dataset:
     show: dict[str, list[int]] | None = None  # the rows that figures may show; None for all
     facts: dict[str, int] = field(default_factory=dict)  # what networks must know and no shape tells: the vocabulary
     files: dict[str, str] = field(default_factory=dict)  # text files beside the splits, by name: how to read tokens
+    prompts: Columns | None = None  # what to call the classes: {"token": (P, L) int32, "label": (P,) int64}
 
 
 def find(name: str) -> Callable[..., Dataset]:

