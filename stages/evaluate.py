@@ -39,8 +39,8 @@ SPLITS = ("train", "validation", "test")
 ACCURACIES = ("linear", "linear_depth", "knn")  # the second at the depth of the encoder that validation prefers
 SCORES = dict.fromkeys([*ACCURACIES, "effective_rank", "spread", "features"])
 DETAILS = dict.fromkeys([f"{name}_{what}" for what in ("error", "validation") for name in ACCURACIES] + ["choices"])
-# Validation accuracies by depth, and by strength in points that `dvc plots` draws; what was looked for in what; and what
-# the names of classes alone are worth.
+# Validation accuracies by depth, and by strength in points that `dvc plots` draws; what was looked for in what; and how
+# far the names of classes lead.
 LISTS = {"depths": {}, "probe": [], "retrieval": {}, "zero_shot": {}}
 
 

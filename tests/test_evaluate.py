@@ -21,7 +21,7 @@ ENCODER = {"name": "tiny", "architecture": "ResNet", "width": 4, "blocks": [1, 1
 PROTOCOL = Evaluation(strengths=[1e-4, 1e-2], neighbours=[1, 5, 1000], batch_size=32)
 ACCURACIES = ("linear", "linear_depth", "knn")
 SCORES = {"status", *ACCURACIES, "effective_rank", "spread", "features"}
-DETAILS = {"status", "choices", "depths", "probe", "retrieval", "data"} | {
+DETAILS = {"status", "choices", "depths", "probe", "retrieval", "zero_shot", "data"} | {
     f"{name}_{what}" for name in ACCURACIES for what in ("error", "validation")
 }
 

@@ -5,12 +5,15 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from stages.measures import Labelled, accuracy, best, joined, knn, linear, standard_error
 from stages.measures.rank import effective_rank
+from stages.measures.retrieval import retrieval
 from stages.measures.spread import spread
+from stages.measures.zero_shot import zero_shot
 
 STRENGTHS = [1e-4, 1e-2, 1.0]
 
@@ -228,3 +231,96 @@ def test_the_effective_rank_has_closed_forms(features, expected):
 def test_the_spread_has_closed_forms(features, expected):
     assert spread(features) == pytest.approx(expected, abs=1e-6)
     assert spread(100 * features) == pytest.approx(expected, abs=1e-6)
+
+
+# ---- Retrieval
+
+
+def test_retrieval_of_what_is_alike():
+    assert retrieval(torch.eye(20), 3 * torch.eye(20)) == {
+        "r1": 100.0,
+        "r5": 100.0,
+        "r10": 100.0,
+        "median_rank": 1.0,
+        "chance_r1": pytest.approx(5.0),
+    }
+
+
+def test_retrieval_counts_who_is_before_the_partner():
+    angle = torch.tensor([0.0, 0.1, 0.3, 0.6])
+    gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
+    query = gallery[:1].expand(4, 2)  # all ask for the first, so the partners rank 1, 2, 3 and 4
+    found = retrieval(query, gallery)
+    assert (found["r1"], found["r5"], found["median_rank"]) == (25.0, 100.0, 2.5)
+    found = retrieval(query, gallery, among=torch.tensor([0, 1, 0, 1]))  # 1, 1, 2 and 2
+    assert (found["r1"], found["median_rank"], found["chance_r1"]) == (50.0, 1.5, 50.0)
+
+
+def test_ties_and_what_is_no_number_never_flatter():
+    same = torch.ones(9, 3)
+    found = retrieval(same, same)
+    assert (found["r1"], found["r5"], found["median_rank"]) == (0.0, 100.0, 5.0)  # in the middle, as by guessing
+    assert retrieval(same * torch.nan, same)["r5"] == 0
+    assert retrieval(same * torch.nan, same)["median_rank"] >= 9
+
+
+def test_retrieval_is_that_of_a_slow_count_whatever_the_block():
+    torch.manual_seed(0)
+    queries, groups = torch.randn(30, 4), torch.randint(3, (30,))
+    gallery = queries + 0.7 * torch.randn(30, 4)
+    for among in (None, groups):
+        places = []
+        for i in range(30):
+            own = [j for j in range(30) if among is None or among[j] == among[i]]
+            s = {j: F.cosine_similarity(queries[i], gallery[j], dim=0).item() for j in own}
+            places.append(1 + sum(s[j] > s[i] for j in own if j != i))
+        for block in (7, 1024):
+            found = retrieval(queries, gallery, among=among, block=block)
+            for most in (1, 5, 10):
+                assert found[f"r{most}"] == pytest.approx(100 * sum(place <= most for place in places) / 30)
+
+
+def test_the_nearest_of_several_partners_counts():
+    angle = torch.tensor([0.0, 0.1, 0.3, 0.6])
+    gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
+    query = gallery[:1].expand(3, 2)
+    found = retrieval(query, gallery, wanted=torch.tensor([7, 8, 9]), names=torch.tensor([7, 8, 7, 9]))  # 1, 2 and 4
+    assert (found["r1"], found["r5"], found["median_rank"]) == (pytest.approx(100 / 3), 100.0, 2.0)
+    assert found["chance_r1"] == pytest.approx(100 * (2 + 1 + 1) / 12)
+    two = retrieval(query, gallery, wanted=torch.tensor([8, 8, 8]), names=torch.tensor([7, 8, 8, 7]))  # one is before
+    assert two["median_rank"] == 2.0
+    alike = retrieval(query, torch.ones(4, 2), wanted=torch.tensor([7, 7, 7]), names=torch.tensor([7, 8, 7, 9]))
+    assert (alike["r1"], alike["median_rank"]) == (0.0, 2.0)
+
+
+def test_retrieval_among_several_partners_is_that_of_a_slow_count():
+    torch.manual_seed(0)
+    queries, gallery = torch.randn(20, 4), torch.randn(35, 4)
+    wanted, names = torch.arange(20) % 9, torch.arange(35) % 9
+    places = []
+    for query, name in zip(queries, wanted, strict=True):
+        order = F.cosine_similarity(query[None], gallery, dim=1).argsort(descending=True)
+        places.append(names[order].tolist().index(name) + 1)
+    found = retrieval(queries, gallery, wanted=wanted, names=names, block=6)
+    # What is right does not stand in its own way, so the first right one has as many wrong ones before it as rows.
+    assert found["r1"] == pytest.approx(100 * sum(place == 1 for place in places) / 20)
+    assert found["r5"] == pytest.approx(100 * sum(place <= 5 for place in places) / 20)
+    assert found["median_rank"] == pytest.approx(torch.tensor(places).double().quantile(0.5).item())
+
+
+# ---- Zero-shot
+
+
+def test_zero_shot_is_of_the_class_whose_name_is_nearest():
+    prompts = torch.tensor([[5.0, 0.0], [0.0, 1.0], [0.0, 30.0]])
+    features = torch.tensor([[3.0, 1.0], [1.0, 4.0], [-1.0, 0.5], [9.0, 0.1]])
+    found = zero_shot(features, torch.tensor([0, 1, 1, -1]), prompts, torch.tensor([0, 1, 1]))
+    assert found == {"accuracy": 100.0, "majority": pytest.approx(200 / 3)}
+    swapped = zero_shot(features, torch.tensor([1, 0, 0, -1]), prompts, torch.tensor([0, 1, 1]))
+    assert swapped["accuracy"] == 0.0
+
+
+def test_zero_shot_means_the_directions_of_names_and_not_their_lengths():
+    prompts = torch.tensor([[100.0, 0.0], [0.0, 1.0], [1.0, 3.0]])  # class 0 points to (1, 1), and not along its first
+    found = zero_shot(torch.tensor([[1.0, 1.1]]), torch.tensor([0]), prompts, torch.tensor([0, 0, 1]))
+    assert found["accuracy"] == 100.0

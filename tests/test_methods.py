@@ -25,7 +25,8 @@ from stages.settings import Entry, Training
 
 ROOT = Path(__file__).parent.parent
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-ENTRIES = [(modality, name) for modality in ("image", "text") for name in PARAMS["benchmark"][modality]["methods"]]
+MODALITIES = ("image", "text", "image_text")
+ENTRIES = [(modality, name) for modality in MODALITIES for name in PARAMS["benchmark"][modality]["methods"]]
 FACTS = {"size": 16, "vocabulary": 35, "length": 12, "classes": 3, "rows": 256}
 SMALL = {
     "ResNet": {"architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1},
@@ -35,6 +36,15 @@ SMALL = {
     "Dictionary": {"architecture": "Dictionary", "patch": 6, "width": 20},
     "TextTransformer": {"architecture": "TextTransformer", "width": 32, "depth": 2, "heads": 2},
     "BagOfWords": {"architecture": "BagOfWords", "width": 8},
+    "ImageText": {
+        "architecture": "ImageText",
+        "width": 8,
+        "blocks": [1, 1],
+        "words": 16,
+        "depth": 1,
+        "heads": 2,
+        "shared": 6,
+    },
 }
 # In a precision that all machines have, so that what is learnt depends on them as little as may be.
 TRAINING = Training(
@@ -57,8 +67,9 @@ def entry(request: pytest.FixtureRequest, params: settings.Settings) -> Entry:
 @pytest.fixture
 def rows(entry: Entry, pictures: Tensor, sentences: dict[str, Tensor]) -> dict[str, Tensor]:
     """The columns of the entry's modality, 256 rows each."""
-    label = torch.arange(256) % 3
-    return {"image": {"image": pictures, "label": label}, "text": {**sentences, "label": label}}[entry.modality]
+    columns = {"image": pictures, **sentences, "label": torch.arange(256) % 3}
+    there = {"image": ("image",), "text": ("token", "next"), "image_text": ("image", "token")}[entry.modality]
+    return {name: columns[name] for name in (*there, "label")}
 
 
 @pytest.fixture
@@ -139,17 +150,19 @@ def test_two_runs_from_one_seed_agree_and_from_two_do_not(trained_entry, rows):
 
 def test_its_encoders_last_depth_is_its_features(entry, rows):
     encoder, batch = build_method(entry, FACTS, seed=0).eval().encoder, next(batches_of(rows, 1))
-    (depths,) = ssl_methods.load_modality(entry.modality).embed(encoder, batch).values()
+    depths = next(iter(ssl_methods.load_modality(entry.modality).embed(encoder, batch).values()))
     end = "last" if entry.encoder.get("causal") else "first"
     names = {
         "ResNet": ["stage 1", "stage 2"],
+        "ImageText": ["stage 1", "shared", "stage 2"],
         "ViT": ["block 1", "block 2"],
-        "TextTransformer": [f"block {i}, {what}" for i in (1, 2) for what in (end, "mean")],
+        "TextTransformer": [f"block {i} {what}" for i in (1, 2) for what in (end, "mean")],
     }
     assert list(depths) == names.get(entry.encoder["architecture"], ["features"])
     *_, last = depths.values()
     assert last.shape == (8, encoder.dim)
-    torch.testing.assert_close(last, encoder(batch["token"] if entry.modality == "text" else batch["image"] / 255))
+    network = encoder.eye if entry.encoder["architecture"] == "ImageText" else encoder
+    torch.testing.assert_close(last, network(batch["token"] if entry.modality == "text" else batch["image"] / 255))
     assert all(a.shape[0] == 8 and not a.equal(b) for a, b in itertools.pairwise(depths.values()))
 
 

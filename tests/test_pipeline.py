@@ -21,19 +21,21 @@ LEFT_OUT = shutil.ignore_patterns(
 ENTRIES = {
     "image": ["untrained", "simclr", "byol", "supervised"],
     "text": ["untrained", "gpt"],
+    "image_text": ["untrained", "clip"],
     "video_audio": ["untrained", "avc"],
 }
 
 
 def tiny(params: dict) -> None:
-    """Eight entries, two seeds, a few steps: every stage of the pipeline in about a minute."""
+    """Ten entries, two seeds, a few steps: every stage of the pipeline in about a minute."""
     params["seeds"] = [0, 1]
     for modality, entries in ENTRIES.items():
         params["benchmark"][modality]["methods"] = entries
-    params["datasets"]["emoji"] = {"size": 16}
+    params["datasets"]["emoji"] = params["datasets"]["emoji_names"] = {"size": 16}
     params["datasets"]["atari"] = {"games": ["pong", "breakout"], "train": 24, "validation": 8, "test": 8}
     params["training"]["laptop"] |= {"epochs": 0.1, "batch_size": 64}
     params["training"]["laptop_text"] |= {"epochs": 0.02}
+    params["training"]["laptop_image_text"] |= {"epochs": 0.1}
     params["training"]["laptop_av"] |= {"epochs": 1, "batch_size": 16}
     params["encoders"]["small_resnet"] |= {"width": 8, "blocks": [1, 1]}
     params["evaluation"] |= {"strengths": [1.0e-2, 1.0e-1], "neighbours": [5, 20]}
@@ -182,7 +184,7 @@ def test_mlflow_has_a_run_of_every_kind(finished):
     with sqlite3.connect(finished.folder / "mlflow.db") as store:
         kinds = dict(store.execute("select value, count(*) from tags where key = 'kind' group by value").fetchall())
     store.close()
-    assert kinds == {"pretrain": 16, "evaluate": 16, "sweep": 3}
+    assert kinds == {"pretrain": 20, "evaluate": 20, "sweep": 3}
 
 
 def test_what_is_committed_is_true_of_the_code():

@@ -157,10 +157,9 @@ def test_pairs_without_a_next_do_not_count():
 def test_partners_are_headlines_and_the_means_of_their_articles():
     h = torch.arange(12.0).view(6, 2)
     found = text.partners({"text": {"block 1": h * 0, "block 2": h}}, {"document": torch.tensor([7, 7, 3, 9, 7, 9])})
-    headlines, articles, groups = found["headline to article"]
+    headlines, articles = found["headline to article"].values()
     assert headlines.tolist() == [[0, 1], [6, 7]]  # of 7 and of 9; 3 is a single sentence
     assert articles.tolist() == [[5, 6], [10, 11]]
-    assert groups is None
     assert text.partners({"text": {"block 1": h}}, {"document": torch.arange(6)}) == {}
 
 

@@ -124,9 +124,9 @@ def test_partners_are_those_of_a_game_and_of_neighbouring_seconds():
     columns = {"label": torch.tensor([0, 0, 0, 1, 1]), "clip": torch.tensor([4, 4, 4, 5, 5])}
     found = video_audio.partners(towers, columns | {"time": torch.tensor([6, 7, 8, 3, 5])})
     assert list(found) == ["sound to film", "film to sound", "in step"]
-    queries, gallery, groups = found["film to sound"]
+    queries, gallery, groups = (found["film to sound"][part] for part in ("queries", "gallery", "among"))
     assert (queries.equal(-shared), gallery.equal(shared), groups.equal(columns["label"])) == (True, True, True)
-    queries, gallery, groups = found["in step"]
+    queries, gallery, groups = (found["in step"][part] for part in ("queries", "gallery", "among"))
     assert queries[:, 0].tolist() == [0, 1]  # seconds 6 and 7; 8, 3 and 5 have no neighbour of their pair
     assert groups[0] == groups[1]
     apart = video_audio.partners(towers, columns | {"time": torch.tensor([0, 2, 4, 6, 8])})
@@ -287,50 +287,3 @@ def test_supervised_av_passes_over_rows_without_a_label(made, rows):
     whole = method({**batch, "label": torch.tensor([2, 0, 1, -1, -1, -1])})[0]
     torch.testing.assert_close(whole, method(batch_of(rows, torch.arange(3)) | {"label": torch.tensor([2, 0, 1])})[0])
     assert method({**batch, "label": torch.full((6,), -1)})[0] == 0
-
-
-# Retrieval
-
-
-def test_retrieval_of_what_is_alike():
-    assert retrieval(torch.eye(20), 3 * torch.eye(20)) == {
-        "r1": 100.0,
-        "r5": 100.0,
-        "r10": 100.0,
-        "median_rank": 1.0,
-        "chance_r1": pytest.approx(5.0),
-    }
-
-
-def test_retrieval_counts_who_is_before_the_partner():
-    angle = torch.tensor([0.0, 0.1, 0.3, 0.6])
-    gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
-    query = gallery[:1].expand(4, 2)  # all ask for the first, so the partners rank 1, 2, 3 and 4
-    found = retrieval(query, gallery)
-    assert (found["r1"], found["r5"], found["median_rank"]) == (25.0, 100.0, 2.5)
-    found = retrieval(query, gallery, torch.tensor([0, 1, 0, 1]))  # 1, 1, 2 and 2
-    assert (found["r1"], found["median_rank"], found["chance_r1"]) == (50.0, 1.5, 50.0)
-
-
-def test_ties_and_what_is_no_number_never_flatter():
-    same = torch.ones(9, 3)
-    found = retrieval(same, same)
-    assert (found["r1"], found["r5"], found["median_rank"]) == (0.0, 100.0, 5.0)  # in the middle, as by guessing
-    assert retrieval(same * torch.nan, same)["r5"] == 0
-    assert retrieval(same * torch.nan, same)["median_rank"] >= 9
-
-
-def test_retrieval_is_that_of_a_slow_count_whatever_the_block():
-    torch.manual_seed(0)
-    queries, groups = torch.randn(30, 4), torch.randint(3, (30,))
-    gallery = queries + 0.7 * torch.randn(30, 4)
-    for among in (None, groups):
-        places = []
-        for i in range(30):
-            own = [j for j in range(30) if among is None or among[j] == among[i]]
-            s = {j: F.cosine_similarity(queries[i], gallery[j], dim=0).item() for j in own}
-            places.append(1 + sum(s[j] > s[i] for j in own if j != i))
-        for block in (7, 1024):
-            found = retrieval(queries, gallery, among, block=block)
-            for most in (1, 5, 10):
-                assert found[f"r{most}"] == pytest.approx(100 * sum(place <= most for place in places) / 30)

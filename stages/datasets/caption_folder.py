@@ -82,9 +82,7 @@ def load(
     return add_captions(dataset, [text for _, text in rows], splits, prompts, length=length, vocabulary=vocabulary)
 
 
-def read_captions(
-    source: Path, tables: list[str], places: list[Place], skipped: Skipped
-) -> dict[str, list[str]]:
+def read_captions(source: Path, tables: list[str], places: list[Place], skipped: Skipped) -> dict[str, list[str]]:
     """The captions of each picture that has some, in the order of the tables; others are added to `skipped`."""
     there, captions = {place.file for place in places}, defaultdict(list)
     with reader(source) as read:
