@@ -164,6 +164,7 @@ def write_run(folder, name, seed, row):
     errors |= {"depths": heights, "choices": {"depth": chosen}}
     if name in ("pca", "mae"):
         errors["retrieval"] = {"sound to film": {"r1": row + seed, "chance_r1": 1.25}}
+        errors["zero_shot"] = {"accuracy": 30.0 + row + seed, "majority": 19.25}
     scores = dict.fromkeys(scores) if diverged else scores
     data = {"classes": list("abcdefghi"), "rows": {"train": 8464, "validation": 1814, "test": 1814}}
     write_json(folder / "scores.json", {"status": status, **scores})
@@ -513,3 +514,8 @@ def test_old_plan_is_named(root):
 )
 def test_first_clause(docstring, clause):
     assert first_clause(docstring) == clause
+
+
+def test_what_names_alone_tell_is_told_the_best_first(table):
+    told = "Told by the classes' names alone, without labels (the largest class: 19.2 %): mae 42.0 % and pca 32.0 %."
+    assert told in summary(table)

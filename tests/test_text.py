@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from test_methods import FACTS, small, trained_on
+from torch import nn
 
 from ssl_methods.encoders import BagOfWords, TextTransformer
 from ssl_methods.generative.gpt import GPT
@@ -100,6 +101,34 @@ def test_lsa_is_scikit_learns(params, sentences, tmp_path):
     ours = method.encoder(sentences["token"]).detach()
     theirs = torch.from_numpy(TruncatedSVD(8, algorithm="arpack").fit_transform(x.double().numpy())).float()
     torch.testing.assert_close(ours.abs(), theirs.abs(), rtol=1e-3, atol=1e-3)  # an axis may point either way
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_transformer_is_torchs_with_the_same_weights(causal):
+    torch.manual_seed(0)
+    ours = TextTransformer(vocabulary=35, length=12, width=32, depth=2, heads=2, dropout=0.0, causal=causal).eval()
+    width = ours.dim
+    layer = nn.TransformerEncoderLayer(width, 2, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+    theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False).eval()
+    names = {
+        "attention.qkv.weight": "self_attn.in_proj_weight",
+        "attention.qkv.bias": "self_attn.in_proj_bias",
+        "attention.out": "self_attn.out_proj",
+        "mlp.0": "linear1",
+        "mlp.2": "linear2",
+        "blocks": "layers",
+    }
+    copied = {}
+    for name, weight in ours.transformer.state_dict().items():
+        for mine, its in names.items():
+            name = name.replace(mine, its)
+        copied[name] = weight + 0.1 * torch.randn_like(weight)
+    theirs.load_state_dict(copied)
+    ours.transformer.load_state_dict(dict(zip(ours.transformer.state_dict(), copied.values(), strict=True)))
+    ids = torch.randint(5, 30, (3, 12)).masked_fill(torch.arange(12) >= torch.tensor([[12], [7], [9]]), 0)
+    hidden = {"mask": torch.ones(12, 12).triu(1).bool()} if causal else {"src_key_padding_mask": ids == 0}
+    real = ids > 0
+    torch.testing.assert_close(ours.tokens(ids)[real], theirs(ours.enter(ids), **hidden)[real], rtol=1e-4, atol=1e-5)
 
 
 # What is hidden, and what is paired
