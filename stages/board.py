@@ -230,25 +230,33 @@ def words(board: Board) -> list[str]:
 
 
 def retrieval(board: Board) -> list[str]:
-    """For each thing that was looked for, how often it was found first by whose features, the best first."""
+    """For each thing that was looked for, how often it was found first by whose features."""
     runs = [run for row in board.rows for run in row.entry.runs]
-    sentences = []
-    for what in dict.fromkeys(what for run in runs for what in run.evaluate.get("retrieval", {})):
-        found = {row.entry.name: r1 for row in board.rows if (r1 := row.mean(f"{what}_r1")) is not None}
-        chance = next(value for run in runs if (value := run.value(f"{what}_chance_r1")) is not None)
-        told = [f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True)]
-        sentences.append(f"{what.capitalize()}, found first (chance: {chance:.1f} %): {listed(told)}.")
-    return sentences
+    return [
+        f"{what.capitalize()}, found first (chance: {shared(board, f'{what}_chance_r1'):.1f} %): "
+        f"{best_first(board, f'{what}_r1')}."
+        for what in dict.fromkeys(what for run in runs for what in run.evaluate.get("retrieval", {}))
+    ]
 
 
 def zero_shot(board: Board) -> list[str]:
-    """Who tells pictures by the names of their classes alone, the best first."""
-    found = {row.entry.name: right for row in board.rows if (right := row.mean("zero_shot_accuracy")) is not None}
-    if not found:
+    """Who tells pictures by the names of their classes alone."""
+    majority = shared(board, "zero_shot_majority")
+    if majority is None:
         return []
-    majority = next(value for row in board.rows if (value := row.mean("zero_shot_majority")) is not None)
-    told = [f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True)]
-    return [f"Told by the classes' names alone, without labels (the largest class: {majority:.1f} %): {listed(told)}."]
+    told = best_first(board, "zero_shot_accuracy")
+    return [f"Told by the classes' names alone, without labels (the largest class: {majority:.1f} %): {told}."]
+
+
+def shared(board: Board, key: str) -> float | None:
+    """What is the same for all entries, from the first that recorded it."""
+    return next((value for row in board.rows if (value := row.mean(key)) is not None), None)
+
+
+def best_first(board: Board, key: str) -> str:
+    """The entries in which a percentage was measured, the highest first, as in "clip 6.3 % and siglip 5.9 %"."""
+    found = {row.entry.name: value for row in board.rows if (value := row.mean(key)) is not None}
+    return listed(f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True))
 
 
 def failures(board: Board) -> list[str]:
