@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,28 @@ class Run:
         return self.scores.get("status", UNEVALUATED)
 
     def value(self, measure: str) -> float | None:
-        """A number of this run by its key in its files; None where it was not measured. `seconds` are pretraining's.
+        """A number of this run by its key; None where it was not measured."""
+        return self.numbers.get(measure)
 
-        Those of a group have its name before them, as in `held_out_loss` and `sound to film_r1`.
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """All that was measured, by its key in the run's files. `seconds` are pretraining's; where it diverged is none.
+
+        Those of a group have its name before them, as in `held_out_loss`, `clustering_nmi`, `low_label 10 %_accuracy`
+        and `sound to film_r1`.
         """
-        nested = {"held_out": self.pretrain.get("held_out", {}), "zero_shot": self.evaluate.get("zero_shot", {})}
-        nested |= self.evaluate.get("retrieval", {})
-        flat = {f"{group}_{name}": value for group, found in nested.items() for name, value in found.items()}
-        for results in (self.scores, self.pretrain, self.evaluate, flat):
-            if results.get(measure) is not None:
-                return results[measure]
-        return None
+        groups = {"held_out": self.pretrain.get("held_out", {})}
+        groups |= {name: self.evaluate.get(name, {}) for name in ("zero_shot", "clustering")}
+        groups |= {f"low_label {name}": found for name, found in self.evaluate.get("low_label", {}).items()}
+        groups |= self.evaluate.get("retrieval", {})
+        grouped = {f"{group}_{name}": value for group, values in groups.items() for name, value in values.items()}
+        found: dict[str, float] = {}
+        for results in (grouped, self.evaluate, self.pretrain, self.scores):
+            found |= {key: value for key, value in results.items() if isinstance(value, int | float)}
+        found.pop("step", None)
+        if {"method_parameters", "encoder_parameters"} <= found.keys():
+            found["discarded_parameters"] = found["method_parameters"] - found["encoder_parameters"]
+        return found
 
     @property
     def provenance(self) -> dict[str, dict[str, Any]]:
@@ -65,7 +77,8 @@ class Source:
     """What a method's file says of itself."""
 
     path: str  # relative to the repository's root
-    idea: str  # the first clause of the docstring
+    docstring: str
+    idea: str  # its first clause
     url: str | None  # the paper's
     labelled: bool  # whether it reads the column "label"
 
@@ -78,6 +91,8 @@ class Entry:
     method: str
     family: str
     encoder: dict[str, Any]
+    hyper: dict[str, Any]
+    training: dict[str, Any]
     source: Source
     runs: list[Run]
 
@@ -153,7 +168,7 @@ def read_entry(root: Path, modality: str, name: str, planned: dict, seeds: list[
         runs.append(Run(seed, *(read_json(folder / f"{kind}.json") for kind in ("pretrain", "scores", "evaluate"))))
     family, method = planned["family"], planned["method"]
     source = read_source(root, f"ssl_methods/{family}/{method}.py")
-    return Entry(name, method, family, planned["encoder"], source, runs)
+    return Entry(name, method, family, *(planned[kind] for kind in ("encoder", "hyper", "training")), source, runs)
 
 
 def read_source(root: Path, path: str) -> Source:
@@ -161,7 +176,9 @@ def read_source(root: Path, path: str) -> Source:
     tree = ast.parse((root / path).read_text(encoding="utf-8"))
     docstring = ast.get_docstring(tree) or ""
     url = PAPER_URL.search(docstring)
-    return Source(path, first_clause(docstring), url and url.group().rstrip("."), "label" in declared_columns(tree))
+    return Source(
+        path, docstring, first_clause(docstring), url and url.group().rstrip("."), "label" in declared_columns(tree)
+    )
 
 
 def first_clause(docstring: str) -> str:
