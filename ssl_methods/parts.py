@@ -156,15 +156,21 @@ class TokenHead(nn.Module):
 
 
 class OrderHead(nn.Module):
-    """Whether the second sentence of a pair follows the first, from the features of [CLS]: BERT's pooler on top."""
+    """Whether the second sentence of a pair follows the first, from the mean of each one's tokens.
+
+    The two are compared as in InferSent, by (u * v, |u - v|), through one hidden layer: Conneau et al. 2017, figure 1,
+    https://arxiv.org/abs/1705.02364
+    """
 
     def __init__(self, width: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+        self.layers = nn.Sequential(
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1)
+        )
 
-    def forward(self, h: Tensor, follows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the share that is told right. (N, D), (N,), (N,)"""
-        logits = self.layers(h)[:, 0].float()  # (N,)
+    def forward(self, u: Tensor, v: Tensor, follows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the share that is told right. (N, D), (N, D), (N,), (N,)"""
+        logits = self.layers(torch.cat([u * v, (u - v).abs()], dim=1))[:, 0].float()  # (N,)
         loss = F.binary_cross_entropy_with_logits(logits, follows.float(), reduction="none")
         return masked_mean(loss, counts), masked_mean(((logits > 0) == follows).float(), counts)
 

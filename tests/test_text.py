@@ -242,15 +242,27 @@ def test_the_token_head_reads_the_places_it_is_given():
 
 def test_the_order_head_counts_what_it_is_told_to():
     torch.manual_seed(0)
-    head, h = OrderHead(6), torch.randn(4, 6)
-    logits = head.layers(h)[:, 0]
+    head, u, v = OrderHead(6), torch.randn(4, 6), torch.randn(4, 6)
+    logits = head.layers(torch.stack([torch.cat([a * b, (a - b).abs()]) for a, b in zip(u, v, strict=True)]))[:, 0]
     right = torch.tensor([logits[0] > 0, logits[1] <= 0, logits[2] > 0, logits[3] > 0])
-    loss, share = head(h, right, torch.tensor([True, True, False, False]))
+    loss, share = head(u, v, right, torch.tensor([True, True, False, False]))
     assert share.item() == 0.5
     expected = -(
         F.logsigmoid(logits[0] if right[0] else -logits[0]) + F.logsigmoid(logits[1] if right[1] else -logits[1])
     )
     torch.testing.assert_close(loss, expected / 2)
+
+
+def test_the_means_of_a_pair_are_those_of_its_sentences(sentences):
+    ids, follows = sentences["token"][:8], sentences["next"][:8].clone()
+    follows[3] = 0  # nothing follows
+    pair = torch.cat([ids, follows[:, 1:]], dim=1)
+    h = torch.randn(*pair.shape, 5)
+    u, v = text.means(h, pair)
+    for row in range(8):
+        torch.testing.assert_close(u[row], h[row, :12][ids[row] > 0].mean(0))
+        after = h[row, 12:][follows[row, 1:] > 0]
+        torch.testing.assert_close(v[row], after.mean(0) if len(after) else torch.zeros(5))
 
 
 def test_drawn_words_have_the_models_distribution():

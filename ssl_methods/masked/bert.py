@@ -4,10 +4,11 @@ Devlin, Chang, Lee, Toutanova. BERT: Pre-training of Deep Bidirectional Transfor
 2019. https://arxiv.org/abs/1810.04805
 
     L = mean over hidden words of - log p(word | the pair without them)                 section 3.1, task 1 (mlm.py)
-      + mean over pairs of - log p(y | [CLS])                                           section 3.1, task 2 (nsp.py)
+      + mean over pairs of - log p(y | A, B)                                            section 3.1, task 2 (nsp.py)
 
 Departs from the paper: a pair is two sentences and not two stretches of text; the second begins at a fixed place, which
-stands for the segments' embeddings; a false second sentence follows another sentence of the batch.
+stands for the segments' embeddings; a false second sentence follows another sentence of the batch; y is told from the
+means of the two sentences' tokens, as in nsp.py.
 """
 
 from torch import nn
@@ -36,7 +37,7 @@ class BERT(Method):
         h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L - 1, D)
         words, target = self.head(h, places, self.encoder.embed.weight), pair.gather(1, places)  # (N, M, V), (N, M)
         masked = token_loss(words, target, chosen)
-        order, right_order = self.order(h[:, 0], y, counts)
+        order, right_order = self.order(*text.means(h, pair), y, counts)
         right = token_accuracy(words, target, chosen)
         unigram = self.unigram.loss(target, chosen)
         extras = {"accuracy": right, "nats": masked.detach(), "unigram": unigram, "next": right_order}

@@ -77,3 +77,15 @@ def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     second = torch.where(true[:, None], follows, follows[other])[:, 1:]  # without its [CLS]
     has_next = follows[:, 0] > 0
     return torch.cat([ids, second], dim=1), true, has_next & has_next[other]
+
+
+def means(h: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each sentence's tokens in a pair of `pairs`: (N, 2L - 1, D), (N, 2L - 1) -> (N, D) twice.
+
+    It is 0 where a sentence is missing.
+    """
+    parts = pair.shape[1] // 2 + 1, pair.shape[1] // 2  # L and L - 1
+    real = (pair > PAD)[:, :, None].float()
+    sums = (h.float() * real).split(parts, dim=1)
+    u, v = (s.sum(1) / r.sum(1).clamp(min=1) for s, r in zip(sums, real.split(parts, dim=1), strict=True))
+    return u, v

@@ -3,10 +3,12 @@
 Devlin, Chang, Lee, Toutanova. BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding. NAACL
 2019. https://arxiv.org/abs/1810.04805
 
-    L = - log p(y | [CLS])        y: whether B follows A, true for half of the pairs    section 3.1, task 2
+    L = - log p(y | A, B)         y: whether B follows A, true for half of the pairs    section 3.1, task 2
 
 Departs from the paper: alone, without masked words; a false B follows another sentence of the batch; the second
-sentence begins at a fixed place, which stands for the segments' embeddings.
+sentence begins at a fixed place, which stands for the segments' embeddings; y is told from the mean of A's tokens and
+that of B's (see OrderHead). [CLS], which the paper reads, compares nothing until it has learned to, and without masked
+words it does not.
 """
 
 from torch import nn
@@ -28,5 +30,5 @@ class NSP(Method):
 
     def forward(self, batch):
         pair, y, counts = text.pairs(batch["token"], batch["next"])  # (N, 2L - 1), (N,), (N,)
-        loss, right = self.order(self.encoder.tokens(pair)[:, 0], y, counts)
+        loss, right = self.order(*text.means(self.encoder.tokens(pair), pair), y, counts)
         return loss, {"next": right}
