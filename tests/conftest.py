@@ -59,3 +59,19 @@ def views() -> tuple[Tensor, Tensor]:
     """Features of two views of six pictures, (6, 5) each, for a loss to compare."""
     torch.manual_seed(0)
     return torch.randn(6, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
+
+
+@pytest.fixture(scope="session")
+def films() -> dict[str, Tensor]:
+    """Something to learn: a bar at some height in all frames, that sounds the higher the higher it is; 8 plays."""
+    generator = torch.Generator().manual_seed(0)
+    height = torch.randint(8, (96,), generator=generator)
+    bar = (torch.arange(16) // 2 == height[:, None]).float()[:, None, None, :, None]  # (N, 1, 1, H, 1)
+    tone = (torch.arange(8) == height[:, None]).float()[:, None]  # (N, 1, M)
+    dim = torch.rand(96, 2, 3, 16, 16, generator=generator) * 60, torch.rand(96, 12, 8, generator=generator) * 60
+    return {
+        "video": (dim[0] + 180 * bar).to(torch.uint8),
+        "sound": (dim[1] + 180 * tone).to(torch.uint8),
+        "label": height // 3,
+        "clip": torch.arange(96) // 12,
+    }

@@ -25,7 +25,7 @@ from stages.settings import Entry, Training
 
 ROOT = Path(__file__).parent.parent
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-MODALITIES = ("image", "text", "image_text")
+MODALITIES = ("image", "text", "image_text", "video_audio")
 ENTRIES = [(modality, name) for modality in MODALITIES for name in PARAMS["benchmark"][modality]["methods"]]
 FACTS = {"size": 16, "vocabulary": 35, "length": 12, "classes": 3, "rows": 256}
 SMALL = {
@@ -45,6 +45,7 @@ SMALL = {
         "heads": 2,
         "shared": 6,
     },
+    "AudioVisual": {"architecture": "AudioVisual", "width": 8, "blocks": [1, 1], "stride": 1, "shared": 6},
 }
 # In a precision that all machines have, so that what is learnt depends on them as little as may be.
 TRAINING = Training(
@@ -65,8 +66,10 @@ def entry(request: pytest.FixtureRequest, params: settings.Settings) -> Entry:
 
 
 @pytest.fixture
-def rows(entry: Entry, pictures: Tensor, sentences: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The columns of the entry's modality, 256 rows each."""
+def rows(entry: Entry, pictures: Tensor, sentences: dict[str, Tensor], films: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The columns of the entry's modality, equally many rows of each."""
+    if entry.modality == "video_audio":
+        return films
     columns = {"image": pictures, **sentences, "label": torch.arange(256) % 3}
     there = {"image": ("image",), "text": ("token", "next"), "image_text": ("image", "token")}[entry.modality]
     return {name: columns[name] for name in (*there, "label")}
@@ -118,8 +121,10 @@ def test_gradient_reaches_all_of_the_encoder(trained_entry, rows):
     if not loss.requires_grad:
         pytest.skip("it has no gradient")
     loss.backward()
-    still = [name for name, p in method.encoder.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not still
+    part = "ear." if trained_entry.method == "supervised_av" else ""  # its labels are the sound's
+    parameters = [(name, p) for name, p in method.encoder.named_parameters() if name.startswith(part)]
+    assert parameters
+    assert not [name for name, p in parameters if p.grad is None or not p.grad.any()]
 
 
 def test_what_no_gradient_trains_moves_in_after_step_alone(trained_entry, rows):
@@ -155,14 +160,17 @@ def test_its_encoders_last_depth_is_its_features(entry, rows):
     names = {
         "ResNet": ["stage 1", "stage 2"],
         "ImageText": ["stage 1", "shared", "stage 2"],
+        "AudioVisual": ["stage 1", "shared", "stage 2"],
         "ViT": ["block 1", "block 2"],
         "TextTransformer": [f"block {i} {what}" for i in (1, 2) for what in (end, "mean")],
     }
     assert list(depths) == names.get(entry.encoder["architecture"], ["features"])
     *_, last = depths.values()
     assert last.shape == (8, encoder.dim)
-    network = encoder.eye if entry.encoder["architecture"] == "ImageText" else encoder
-    torch.testing.assert_close(last, network(batch["token"] if entry.modality == "text" else batch["image"] / 255))
+    first = {"text": "token", "video_audio": "sound"}.get(entry.modality, "image")
+    tower = {"ImageText": "eye", "AudioVisual": "ear"}.get(entry.encoder["architecture"], "")
+    x = batch[first] if first == "token" else batch[first] / 255
+    torch.testing.assert_close(last, encoder.get_submodule(tower)(x))
     assert all(a.shape[0] == 8 and not a.equal(b) for a, b in itertools.pairwise(depths.values()))
 
 
