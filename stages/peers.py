@@ -1,0 +1,196 @@
+"""What `speed` compares with: the same methods from the library lightly, put together as its examples do.
+
+`pip install -e '.[peers]'` installs it. lightly, https://github.com/lightly-ai/lightly, MIT licence.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ssl_methods
+from ssl_methods.modalities import image
+
+from . import devices
+from .columns import Columns
+from .optimizers import optimizer_of
+from .pretrain import descend
+from .settings import Entry, InputError
+from .speed import wait_for
+
+WORKERS = 2
+
+
+def lightly() -> None:
+    """Raises InputError where lightly is not installed."""
+    try:
+        import lightly.loss  # noqa: F401
+    except ImportError:
+        raise InputError("the part `peers` compares with lightly; run `pip install -e '.[peers]'` first") from None
+
+
+class Peer(nn.Module):
+    """lightly's modules and loss of one method, with the widths that our entry has, around the same encoder."""
+
+    def __init__(self, name: str, entry: Entry):
+        super().__init__()
+        lightly()
+        from lightly.models.modules import BYOLPredictionHead
+        from lightly.models.utils import deactivate_requires_grad
+
+        self.name, hyper = name, entry.hyper
+        self.student, self.teacher, self.predictor = branch(name, entry), None, None
+        if name in ("moco", "byol", "dino"):
+            self.teacher = branch(name, entry)
+            self.teacher.load_state_dict(self.student.state_dict())
+            deactivate_requires_grad(self.teacher)
+        if name == "byol":
+            self.predictor = BYOLPredictionHead(hyper["width"], hyper["hidden"], hyper["width"])
+        self.loss = loss_of(name, entry)
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        """The loss of a batch's views, each (N, 3, H, W), passed through one after another as in the examples."""
+        first, second = views[:2]
+        if self.name == "dino":
+            with torch.no_grad():
+                taught = [self.teacher(view) for view in (first, second)]
+            return self.loss(taught, [self.student(view) for view in views], epoch=0)
+        if self.name == "moco":
+            with torch.no_grad():
+                key = self.teacher(second)
+            return self.loss(self.student(first), key)
+        if self.name == "byol":
+            with torch.no_grad():
+                t1, t2 = self.teacher(first), self.teacher(second)
+            p1, p2 = (self.predictor(self.student(view)) for view in (first, second))
+            return 0.5 * (self.loss(p1, t2) + self.loss(p2, t1))
+        return self.loss(self.student(first), self.student(second))
+
+    def after_step(self, momentum: float = 0.99) -> None:
+        if self.teacher is not None:
+            from lightly.models.utils import update_momentum
+
+            update_momentum(self.student, self.teacher, momentum)
+
+
+def branch(name: str, entry: Entry) -> nn.Sequential:
+    """The encoder and the method's projector."""
+    from lightly.models import modules
+
+    encoder, hyper = ssl_methods.build_encoder(entry.encoder, {}), entry.hyper
+    dim, width, hidden = encoder.dim, hyper["width"], hyper.get("hidden")
+    heads = {
+        "simclr": lambda: modules.SimCLRProjectionHead(dim, dim, width),
+        "moco": lambda: modules.MoCoProjectionHead(dim, dim, width, batch_norm=True),
+        "byol": lambda: modules.BYOLProjectionHead(dim, hidden, width),
+        "barlow_twins": lambda: modules.BarlowTwinsProjectionHead(dim, width, width),
+        "dino": lambda: modules.DINOProjectionHead(dim, hidden, width, hyper["prototypes"], batch_norm=True),
+    }
+    return nn.Sequential(encoder, heads[name]())
+
+
+def loss_of(name: str, entry: Entry) -> nn.Module:
+    from lightly import loss
+
+    hyper = entry.hyper
+    losses = {
+        "simclr": lambda: loss.NTXentLoss(hyper["temperature"]),
+        "moco": lambda: loss.NTXentLoss(hyper["temperature"], memory_bank_size=(hyper["queue"], hyper["width"])),
+        "byol": loss.NegativeCosineSimilarity,
+        "barlow_twins": loss.BarlowTwinsLoss,
+        "dino": lambda: loss.DINOLoss(hyper["prototypes"], warmup_teacher_temp_epochs=0),
+    }
+    return losses[name]()
+
+
+def transform_of(name: str, size: int, crops: int):
+    """lightly's transform of that method, for pictures of that size."""
+    from lightly import transforms
+
+    if name == "dino":
+        return transforms.DINOTransform(global_crop_size=size, local_crop_size=size // 2, n_local_views=crops)
+    if name in ("byol", "barlow_twins"):
+        view = transforms.byol_transform
+        return transforms.BYOLTransform(view.BYOLView1Transform(size), view.BYOLView2Transform(size))
+    return {"simclr": transforms.SimCLRTransform, "moco": transforms.MoCoV2Transform}[name](input_size=size)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The pictures of a split one by one, as PIL images through a transform."""
+
+    def __init__(self, folder: Path, transform):
+        self.pictures, self.transform = np.load(folder / "image.npy", mmap_mode="r"), transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, row: int) -> list[Tensor]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(np.ascontiguousarray(self.pictures[row].transpose(1, 2, 0))))
+
+
+class Stock:
+    """lightly as its examples show it: a data loader with workers, PIL views, float32."""
+
+    def __init__(self, name: str, entry: Entry, folder: Path, device: torch.device):
+        self.model, self.device, self.batch = Peer(name, entry).to(device).train(), device, entry.training.batch_size
+        self.optimizer, self.clip = optimizer_of(self.model, entry.training), entry.training.clip
+        size = np.load(folder / "train/image.npy", mmap_mode="r").shape[-1]
+        pictures = Pictures(folder / "train", transform_of(name, size, entry.hyper.get("crops", 0)))
+        self.loader = torch.utils.data.DataLoader(
+            pictures, self.batch, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
+        )
+        self.batches = self._batches()
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        while True:
+            yield from self.loader
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self.batches.close()
+        del self.loader
+
+    def turn(self, seconds: float) -> int:
+        until, steps = time.perf_counter() + seconds, 0
+        while not steps or time.perf_counter() < until:
+            views = [view.to(self.device) for view in next(self.batches)]
+            descend(self.optimizer, self.model(views), 1e-4, self.clip)
+            self.model.after_step()
+            steps += 1
+        wait_for(self.device)
+        return steps * self.batch
+
+
+class Modules:
+    """lightly's modules and losses, with our views, precision and memory layout."""
+
+    def __init__(self, name: str, entry: Entry, folder: Path, device: torch.device):
+        self.model = Peer(name, entry).to(device, memory_format=torch.channels_last).train()
+        self.optimizer, self.entry, self.device = optimizer_of(self.model, entry.training), entry, device
+        self.columns, self.taken = Columns(folder / "train", ("image",), device), 0
+        self.half = devices.choose_precision(entry.training.precision, device) is torch.bfloat16
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        strength = self.entry.hyper["strength"]
+        if self.model.name == "dino":
+            wide, near = image.multi_crop(x, self.entry.hyper["crops"], strength, border=0.4)
+            return [*wide.chunk(2), *near.split(len(x))]
+        return list(image.simclr_view(x.repeat(2, 1, 1, 1), strength).chunk(2))
+
+    def turn(self, seconds: float) -> int:
+        until, first, batch = time.perf_counter() + seconds, self.taken, self.entry.training.batch_size
+        while self.taken == first or time.perf_counter() < until:
+            x = image.unit(self.columns.batch(self.taken, batch, seed=0)["image"])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                views = [view.contiguous(memory_format=torch.channels_last) for view in self.views(x)]
+                loss = self.model(views)
+            descend(self.optimizer, loss, 1e-4, self.entry.training.clip)
+            self.model.after_step()
+            self.taken += 1
+        wait_for(self.device)
+        return (self.taken - first) * batch

@@ -1,0 +1,420 @@
+"""How fast pretraining is: against the device's limit, against peers, and as work grows. Outside the default run.
+
+    python -m stages.speed [limit methods peers growth overhead] [--seconds 2] [--threads 2]
+
+Every figure comes from one run on the device at hand: what is compared runs in turns, so that a moment when the machine
+is busy hits all alike, and the medians of the turns are compared. They go to reports/speed.json, and `dvc repro report`
+shows them.
+"""
+
+import argparse
+import contextlib
+import inspect
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import ssl_methods
+from ssl_methods import load_modality
+
+from . import devices
+from .columns import Columns, facts_of, manifest
+from .files import write_json
+from .measures import knn, linear
+from .optimizers import optimizer_of
+from .pretrain import build_method, descend
+from .progress import Progress
+from .settings import Entry, InputError, Settings, command, read
+
+OUT = Path("reports/speed.json")
+PARTS = ("limit", "methods", "peers", "growth", "overhead")
+TURNS = 5  # of each contestant, after one that does not count
+# The narrow encoder in which peers are compared, at full resolution, and the batch.
+NARROW = {"name": "narrow", "architecture": "ResNet", "width": 32, "blocks": [1, 1, 1], "stride": 1}
+BATCH = 256
+PEERS = ("simclr", "byol", "moco", "barlow_twins", "dino")
+
+Turn = Callable[[], int]  # works for a moment, and says on how many samples
+
+
+def race(contestants: Mapping[str, Turn], turns: int = TURNS) -> dict[str, dict[str, float]]:
+    """Samples/s of each contestant, which run in turns: the median, and the lowest and highest.
+
+    The first turn of each warms up and does not count.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    bar = Progress("race", (turns + 1) * len(contestants), "turns")
+    for number in range(turns + 1):
+        for name, turn in contestants.items():
+            began = time.perf_counter()
+            samples = turn()
+            if number:
+                speeds[name].append(samples / (time.perf_counter() - began))
+            bar.advance(1)
+    bar.close()
+    return {
+        name: {"median": statistics.median(found), "low": min(found), "high": max(found)}
+        for name, found in speeds.items()
+    }
+
+
+# ---- The device's limit
+
+
+def limit(device: torch.device, seconds: float) -> dict[str, float]:
+    """The most multiply-adds per second of a matrix product in each precision that training uses, and bytes per second
+    of a copy.
+
+    In units of 1e12 and 1e9. A copy reads and writes, and both count.
+    """
+    size = 8192 if device.type == "cuda" else 2048
+    found = {}
+    for kind in {torch.float32: None, devices.choose_precision("auto", device): None}:
+        a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+        rate = 1 / quickest(lambda a=a, b=b: a @ b, device, seconds)
+        found[f"tera_multiply_adds_{str(kind).removeprefix('torch.')}"] = size**3 * rate / 1e12
+    source = torch.empty(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    found["copy_gigabytes"] = 2 * source.nbytes / quickest(lambda: target.copy_(source), device, seconds) / 1e9
+    return found
+
+
+def quickest(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """The least seconds that `work` took, of as many goes as fit in `seconds`, at least three."""
+    least, until, goes = float("inf"), time.perf_counter() + seconds, 0
+    while goes < 3 or time.perf_counter() < until:
+        began = time.perf_counter()
+        work()
+        wait_for(device)
+        least, goes = min(least, time.perf_counter() - began), goes + 1
+    return least
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---- Training, step by step
+
+
+class Trainer:
+    """One entry in training, on a prepared data set, as `pretrain.fit` trains it, without its bookkeeping."""
+
+    def __init__(self, entry: Entry, folder: Path, device: torch.device):
+        kind = ssl_methods.load(entry.method)
+        devices.keep_freed_memory()
+        devices.leave_compiler_out()
+        self.entry, self.device = entry, device
+        self.method = build_method(entry, facts_of(manifest(folder)), seed=0)
+        self.method.to(device, memory_format=torch.channels_last).train()
+        self.columns = Columns(folder / "train", kind.columns, device)
+        self.optimizer = optimizer_of(self.method, entry.training)
+        self.precision = devices.choose_precision(entry.training.precision, device)
+        self.forward = torch.compile(self.method) if entry.training.compile else self.method
+        self.taken = 0
+
+    def step(self, clock: "Clock | None" = None) -> None:
+        clock = clock or Clock(self.device, silent=True)
+        with clock("batch"):
+            batch = self.columns.batch(self.taken, self.entry.training.batch_size, seed=0)
+        half = self.precision is torch.bfloat16
+        with clock("forward"), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            loss, _ = self.forward(batch)
+        with clock("backward"):
+            descend(self.optimizer, loss, 1e-4, self.entry.training.clip)
+        with clock("after_step"):
+            self.method.after_step()
+        self.taken += 1
+
+    def turn(self, seconds: float) -> int:
+        """Steps for about so long; returns the samples seen."""
+        until, first = time.perf_counter() + seconds, self.taken
+        while self.taken == first or time.perf_counter() < until:
+            self.step()
+            if self.taken % 8 == 0:
+                wait_for(self.device)
+        wait_for(self.device)
+        return (self.taken - first) * self.entry.training.batch_size
+
+    def multiply_adds(self) -> float:
+        """Of one step, forward and backward, per sample, counted."""
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.step()
+        return counter.get_total_flops() / 2 / self.entry.training.batch_size
+
+
+class Clock:
+    """Seconds by phase. A phase within another counts for itself alone."""
+
+    def __init__(self, device: torch.device, silent: bool = False):
+        self.device, self.silent = device, silent
+        self.seconds: dict[str, float] = {}
+        self.open: list[str] = []
+        self.since = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        if self.silent:
+            yield
+            return
+        self._charge()
+        self.open.append(phase)
+        try:
+            yield
+        finally:
+            self._charge()
+            self.open.pop()
+
+    def _charge(self) -> None:
+        """What has passed since the last change of phase goes to the innermost that is open."""
+        wait_for(self.device)
+        now = time.perf_counter()
+        if self.open:
+            self.seconds[self.open[-1]] = self.seconds.get(self.open[-1], 0.0) + now - self.since
+        self.since = now
+
+
+@contextlib.contextmanager
+def watched(modality: ModuleType, optimizer: torch.optim.Optimizer, clock: Clock) -> Iterator[None]:
+    """Within it, the modality's view functions and the optimizer's step are phases of the clock."""
+    views = {
+        name: f for name, f in vars(modality).items() if inspect.isfunction(f) and f.__module__ == modality.__name__
+    }
+
+    def timed(f: Callable, phase: str) -> Callable:
+        def call(*given, **named):
+            with clock(phase):
+                return f(*given, **named)
+
+        return call
+
+    plain = optimizer.step
+    try:
+        for name, f in views.items():
+            setattr(modality, name, timed(f, "views"))
+        optimizer.step = timed(plain, "optimizer")
+        yield
+    finally:
+        optimizer.step = plain
+        for name, f in views.items():
+            setattr(modality, name, f)
+
+
+def profile(trainer: Trainer, steps: int) -> dict[str, float]:
+    """The share of each phase in `steps` steps, in percent."""
+    clock = Clock(trainer.device)
+    with watched(load_modality(trainer.entry.modality), trainer.optimizer, clock):
+        for _ in range(steps):
+            trainer.step(clock)
+    total = sum(clock.seconds.values())
+    return {phase: 100 * spent / total for phase, spent in clock.seconds.items()}
+
+
+def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> dict[str, dict[str, Any]]:
+    """Every entry of the default table whose data is prepared: its speed, its arithmetic, and where its time goes."""
+    found = {}
+    for modality, bench in settings.benchmark.items():
+        if not Path("data", modality, "manifest.json").exists():
+            continue
+        for name in bench.methods:
+            entry = settings.entry(modality, name)
+            if not ssl_methods.load(entry.method).columns:
+                continue
+            trainer = Trainer(entry, Path("data", modality), devices.choose(entry.training.device))
+            speed = race({name: lambda trainer=trainer: trainer.turn(seconds / TURNS)})[name]
+            work = trainer.multiply_adds()
+            most = peak[f"tera_multiply_adds_{str(trainer.precision).removeprefix('torch.')}"]
+            found[f"{modality}/{name}"] = {
+                "samples_per_second": speed,
+                "multiply_adds": work,
+                "share_of_peak": 100 * work * speed["median"] / (most * 1e12),
+                "phases": profile(trainer, steps=6),
+            }
+    return found
+
+
+# ---- Peers
+
+
+def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
+    """Ours against lightly's, the same encoder, batch and pictures, from uint8 pictures to the next weights.
+
+    `stock` is lightly as its examples show it: PIL views in two workers, float32. `modules` are its modules and losses
+    fed by our views, in our precision and memory layout. `ours` over either is the ratio of medians.
+    """
+    from .peers import Modules, Stock
+
+    folder, found = prepared("image"), {}
+    for name in PEERS:
+        entry = narrow(settings.entry("image", name))
+        device = devices.choose(entry.training.device)
+        ours, stock = Trainer(entry, folder, device), Stock(name, entry, folder, device)
+        contestants = {"ours": ours, "modules": Modules(name, entry, folder, device), "stock": stock}
+        with contextlib.closing(stock):
+            speeds = race({who: lambda it=it: it.turn(seconds) for who, it in contestants.items()}, turns=3)
+        ratios = {f"over_{who}": speeds["ours"]["median"] / speeds[who]["median"] for who in ("modules", "stock")}
+        found[name] = speeds | ratios
+    return found
+
+
+def narrow(entry: Entry) -> Entry:
+    training = entry.training.model_copy(update={"batch_size": BATCH})
+    return entry.model_copy(update={"encoder": NARROW, "training": training})
+
+
+def prepared(modality: str) -> Path:
+    folder = Path("data", modality)
+    if not (folder / "manifest.json").exists():
+        raise InputError(f"{folder} holds no prepared data; run `dvc repro prepare@{modality}` first")
+    return folder
+
+
+# ---- Growth
+
+
+def growth(settings: Settings, seconds: float) -> dict[str, list[dict[str, float]]]:
+    """Seconds per sample of SimCLR and MoCo, and of probe and k-NN per row, as one thing grows and the rest stays."""
+    folder = prepared("image")
+    simclr, moco = settings.entry("image", "simclr"), settings.entry("image", "moco")
+
+    def cost(entry: Entry) -> float:
+        trainer = Trainer(entry, folder, devices.choose(entry.training.device))
+        return 1 / race({"": lambda: trainer.turn(seconds / TURNS)})[""]["median"]
+
+    def trained(entry: Entry, **changes: Any) -> Entry:
+        return entry.model_copy(update={"training": entry.training.model_copy(update=changes)})
+
+    def wide(entry: Entry, width: int) -> Entry:
+        return entry.model_copy(update={"encoder": {**entry.encoder, "width": width}})
+
+    def queued(entry: Entry, queue: int) -> Entry:
+        return entry.model_copy(update={"hyper": {**entry.hyper, "queue": queue}})
+
+    return {
+        "batch size": [{"at": n, "seconds": cost(trained(simclr, batch_size=n))} for n in (32, 64, 128, 256, 512)],
+        "width": [{"at": n, "seconds": cost(wide(simclr, n))} for n in (16, 32, 64, 128)],
+        "queue": [{"at": n, "seconds": cost(queued(moco, n))} for n in (1024, 4096, 16384, 65536)],
+        **probes(seconds),
+    }
+
+
+def probes(seconds: float) -> dict[str, list[dict[str, float]]]:
+    """The linear probe and k-NN on made features of 128 dimensions, of ten classes: seconds per row."""
+
+    def features(rows: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        labels = torch.arange(rows) % classes
+        return torch.randn(rows, 128) + torch.randn(classes, 128)[labels], labels
+
+    def probe(rows: int, classes: int) -> float:
+        data = features(rows, classes)
+        train = list(linear.fit(data, strengths=[1e-3], classes=classes))
+        assert train
+        cpu = torch.device("cpu")
+        return quickest(lambda: list(linear.fit(data, strengths=[1e-3], classes=classes)), cpu, seconds) / rows
+
+    def vote(rows: int) -> float:
+        bank, (queries, _) = features(rows, 10), features(2000, 10)
+        vote = lambda: knn.predict(bank, queries, ks=[20], temperature=0.07, classes=10)  # noqa: E731
+        return quickest(vote, torch.device("cpu"), seconds) / rows
+
+    return {
+        "rows of the probe": [{"at": n, "seconds": probe(n, 10)} for n in (2000, 8000, 32000)],
+        "classes of the probe": [{"at": n, "seconds": probe(8000, n)} for n in (10, 40, 160)],
+        "rows of k-NN": [{"at": n, "seconds": vote(n)} for n in (2000, 8000, 32000)],
+    }
+
+
+# ---- Overhead
+
+
+def overhead() -> dict[str, Any]:
+    """Seconds of a stage's start and end around no work, and of `dvc status` where nothing is to be done."""
+    stages = ("plan", "prepare", "pretrain", "evaluate", "sweep", "report")
+    return {
+        "import": {stage: taken([sys.executable, "-c", f"import stages.{stage}"]) for stage in stages},
+        "dvc status": [{"at": n, "seconds": idle(n)} for n in (30, 150, 400)],
+    }
+
+
+def taken(command: list[str], where: Path | None = None, goes: int = 3) -> float:
+    """The least seconds of a command that succeeds."""
+    least = float("inf")
+    for _ in range(goes):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, cwd=where)
+        least = min(least, time.perf_counter() - began)
+    return least
+
+
+def idle(stages: int) -> float:
+    """Seconds of `dvc repro` on a pipeline of so many stages, all of them done."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "dvc.yaml").write_text(
+            textwrap.dedent(f"""\
+                stages:
+                  work:
+                    matrix:
+                      entry: {json.dumps([f"m{i}" for i in range(stages)])}
+                    cmd: echo ${{item.entry}} > ${{item.entry}}
+                    outs:
+                    - ${{item.entry}}:
+                        cache: false
+                """)
+        )
+        dvc = [sys.executable, "-m", "dvc"]
+        subprocess.run([*dvc, "init", "--no-scm", "-q"], check=True, cwd=folder)
+        for number in range(stages):
+            (folder / f"m{number}").write_text(f"m{number}\n")
+        subprocess.run([*dvc, "commit", "-q", "-f"], check=True, cwd=folder)
+        return taken([*dvc, "repro", "-q"], folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="part", help=", ".join(PARTS))
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--threads", type=int, help="on a CPU")
+    parser.add_argument("--profile", help="a training profile for image, in place of the benchmark's")
+    given = parser.parse_args()
+    if odd := set(given.parts) - set(PARTS):
+        raise InputError(f"speed has no part {', '.join(sorted(odd))}; its parts are {', '.join(PARTS)}")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    settings = read()
+    if given.profile:
+        image = settings.benchmark["image"].model_copy(update={"training": given.profile})
+        settings = settings.model_copy(update={"benchmark": {**settings.benchmark, "image": image}})
+    device = devices.choose("auto")
+    found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    print(devices.describe(device))
+    peak = limit(device, given.seconds)
+    found |= {"device": devices.describe(device), "torch": torch.__version__, "limit": peak}
+    work = {
+        "methods": lambda: methods(settings, peak, given.seconds),
+        "peers": lambda: peers(settings, given.seconds),
+        "growth": lambda: growth(settings, given.seconds),
+        "overhead": overhead,
+    }
+    for part in given.parts:
+        if part in work:
+            found[part] = work[part]()
+            write_json(OUT, found)
+
+
+if __name__ == "__main__":
+    command(main)

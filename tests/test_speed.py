@@ -1,0 +1,169 @@
+"""How speed is measured: by a clock that the tests turn, and on methods that are small."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_methods import SMALL, TRAINING
+from torch import Tensor
+
+from ssl_methods.modalities import image
+from stages import settings, speed
+from stages.cost import multiply_adds
+from stages.files import write_json
+from stages.settings import InputError
+
+CPU = torch.device("cpu")
+
+
+class Time:
+    """A clock that passes only when it is told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    made = Time()
+    monkeypatch.setattr(speed.time, "perf_counter", made)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pictures: Tensor) -> Path:
+    """A prepared data folder of small pictures."""
+    (tmp_path / "data/image/train").mkdir(parents=True)
+    np.save(tmp_path / "data/image/train/image.npy", pictures.numpy())
+    splits = {"train": {"rows": len(pictures)}}
+    manifest = {"data": "small", "classes": [], "facts": {"size": 16}, "hash": "0" * 64, "splits": splits}
+    write_json(tmp_path / "data/image/manifest.json", manifest)
+    return tmp_path / "data/image"
+
+
+def trainer(folder: Path, name: str, **hyper) -> speed.Trainer:
+    entry = settings.read().entry("image", name)
+    encoder = {"name": "small", **SMALL[entry.encoder["architecture"]]}
+    changes = {"encoder": encoder, "training": TRAINING, "hyper": {**entry.hyper, **hyper}}
+    return speed.Trainer(entry.model_copy(update=changes), folder, CPU)
+
+
+def test_contestants_run_in_turns_and_the_first_turn_does_not_count(time):
+    ran = []
+
+    def turn(name, seconds):
+        pace = iter(seconds)
+
+        def work():
+            ran.append(name)
+            time.now += next(pace)
+            return 12
+
+        return work
+
+    found = speed.race({"a": turn("a", [100, 1, 2, 6]), "b": turn("b", [100, 3, 4, 12])}, turns=3)
+    assert ran == ["a", "b"] * 4
+    assert found == {"a": {"median": 6, "low": 2, "high": 12}, "b": {"median": 3, "low": 1, "high": 4}}
+
+
+def test_the_quickest_go_counts(time):
+    pace = iter([5, 3, 4, 2, 9])
+
+    def work():
+        time.now += next(pace)
+
+    assert speed.quickest(work, CPU, seconds=14) == 2  # after four goes 14 seconds have passed
+    assert next(pace) == 9
+
+
+def test_a_phase_within_another_counts_for_itself_alone(time):
+    clock = speed.Clock(CPU)
+    with clock("forward"):
+        time.now += 1
+        with clock("views"):
+            time.now += 10
+            with clock("views"):
+                time.now += 20
+        time.now += 2
+    time.now += 1000  # between phases
+    with clock("backward"):
+        time.now += 4
+    assert clock.seconds == {"forward": 3, "views": 30, "backward": 4}
+
+
+def test_phases_are_the_views_the_passes_and_the_optimizer(folder):
+    whole = trainer(folder, "moco", queue=32)
+    before, optimizer = image.simclr_view, whole.optimizer.step
+    shares = speed.profile(whole, steps=2)
+    assert shares.keys() == {"batch", "views", "forward", "backward", "optimizer", "after_step"}
+    assert sum(shares.values()) == pytest.approx(100)
+    assert all(share > 0 for share in shares.values())
+    assert (image.simclr_view, whole.optimizer.step) == (before, optimizer)  # as it was
+
+
+def test_a_trainer_trains(folder):
+    whole = trainer(folder, "simclr")
+    before = whole.method.encoder.stem.weight.clone()
+    assert whole.turn(seconds=0) == TRAINING.batch_size  # at least a step
+    assert whole.taken == 1
+    assert not before.equal(whole.method.encoder.stem.weight)
+
+
+def test_training_multiplies_three_times_as_often_as_the_forward_pass_but_for_the_pictures_gradient(folder):
+    whole = trainer(folder, "simclr")
+    forward = multiply_adds(whole.method, whole.columns.batch(0, TRAINING.batch_size, seed=0))
+    stem = 2 * 16 * 16 * whole.method.encoder.stem.weight.numel()  # of both views
+    assert whole.multiply_adds() == pytest.approx(3 * forward - stem, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # DINO's head in lightly
+@pytest.mark.parametrize("name", speed.PEERS)
+def test_a_peer_learns_from_the_same_pictures(name, folder):
+    pytest.importorskip("lightly")
+    from stages.peers import Modules, Stock
+
+    entry = trainer(folder, name, **({"queue": 32} if name == "moco" else {})).entry
+    modules = Modules(name, entry, folder, CPU)
+    student = [p.clone() for p in modules.model.student.parameters()]
+    teacher = [p.clone() for p in modules.model.teacher.parameters()] if modules.model.teacher else []
+    assert modules.turn(seconds=0) == TRAINING.batch_size
+    moved = [not p.equal(q) for p, q in zip(student, modules.model.student.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2  # a bias before a norm has no gradient
+    if teacher:
+        followed = zip(teacher, modules.model.teacher.parameters(), strict=True)
+        assert any(not p.equal(q) for p, q in followed)
+    stock = Stock(name, entry, folder, CPU)
+    assert stock.turn(seconds=0) == TRAINING.batch_size
+    stock.close()
+
+
+def test_it_writes_what_it_measured_and_keeps_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "OUT", tmp_path / "speed.json")
+    write_json(tmp_path / "speed.json", {"growth": {"width": []}})
+    monkeypatch.setattr(speed.sys, "argv", ["speed", "limit", "overhead", "--seconds", "0.01"])
+    monkeypatch.setattr(speed, "overhead", lambda: {"import": {"plan": 0.5}})
+    speed.main()
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert (found["growth"], found["overhead"]) == ({"width": []}, {"import": {"plan": 0.5}})
+    assert all(value > 0 for value in found["limit"].values())
+
+
+def test_an_unknown_part_is_named(monkeypatch):
+    monkeypatch.setattr(speed.sys, "argv", ["speed", "limits"])
+    with pytest.raises(InputError, match="no part limits; its parts are limit, methods"):
+        speed.main()
+
+
+def test_data_that_is_not_prepared_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="run `dvc repro prepare@image` first"):
+        speed.prepared("image")
+
+
+def test_a_pipeline_of_done_stages_is_idle():
+    assert speed.idle(3) > 0  # it raises where a stage runs that must not: its command would be missing
