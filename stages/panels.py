@@ -2,12 +2,14 @@
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from ssl_methods import Method
 
@@ -26,15 +28,24 @@ def panel(method: Method, folder: Path, device: torch.device) -> dict[str, Any] 
         return None
     data, columns = manifest(folder), Columns(folder / "validation", method.columns, device)
     rows = data["show"]["validation"] if "show" in data else range(len(columns))
-    chosen = [rows[i * len(rows) // DRAWN] for i in range(min(DRAWN, len(rows)))]
     torch.manual_seed(0)  # for holes and noise: the same in every run
     with torch.inference_mode():
-        drawn = method.draw(columns.rows(torch.tensor(chosen, dtype=torch.long)))
-    strips = [F.pad(pictures.float().cpu(), (1, 1, 1, 1), value=1.0) for pictures in drawn.values()]
-    grid = torch.cat([torch.cat(list(strip), dim=2) for strip in strips], dim=1)  # (3, shows * h, chosen * w)
+        drawn = method.draw(columns.rows(torch.tensor(evenly(rows, DRAWN), dtype=torch.long)))
+    return {"shows": list(drawn), "webp": sheet(drawn.values())}
+
+
+def evenly(rows: Sequence[int], count: int) -> list[int]:
+    """Up to `count` of the rows, evenly spread."""
+    return [rows[i * len(rows) // count] for i in range(count)] if count < len(rows) else list(rows)
+
+
+def sheet(rows: Iterable[Tensor]) -> str:
+    """Rows of equally many pictures in [0, 1], each (N, 3, h, w), one below the other with white gaps: WebP, base64."""
+    strips = [F.pad(pictures.float().cpu(), (1, 1, 1, 1), value=1.0) for pictures in rows]
+    grid = torch.cat([torch.cat(list(strip), dim=2) for strip in strips], dim=1)  # (3, rows * h, N * w)
     file = io.BytesIO()
     Image.fromarray((grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "webp", quality=90)
-    return {"shows": list(drawn), "webp": base64.b64encode(file.getvalue()).decode()}
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def sentences(method: Method, folder: Path) -> list[str]:

@@ -20,6 +20,11 @@ def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, T
     return {"text": encoder.depths(batch["token"])}
 
 
+def features(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The deepest features (N, D) alone, as fine-tuning needs them."""
+    return encoder(batch["token"])
+
+
 def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What evaluation looks for in what: articles by their headline, or else their first sentence.
 
