@@ -181,7 +181,7 @@ class Board:
         beaten = {
             name
             for name, point in points.items()
-            if any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points.values())
+            if any(x <= point[0] and y <= point[1] and (x, y) != point for x, y in points.values())
         }
         return sorted(points.keys() - beaten, key=lambda name: (points[name], name))
 
@@ -326,8 +326,8 @@ def lead(board: Board) -> list[str]:
     if not rivals:
         return [f"{led}: no other is ranked."]
     if not tied:
-        behind = f"all {len(rivals)} others that are ranked" if rivals[1:] else f"{rivals[0]}, which alone is ranked too"
-        return [f"{led}, ahead of {behind}."]
+        behind = f"all {len(rivals)} others that" if rivals[1:] else f"{rivals[0]}, the only other that"
+        return [f"{led}, ahead of {behind} {'are' if rivals[1:] else 'is'} ranked."]
     if len(tied) <= NAMED:
         return [f"{led}; {listed(tied)} cannot be told apart from it."]
     some = f"{len(tied)} of the" if len(tied) < len(rivals) else "all"
@@ -348,7 +348,9 @@ def others(board: Board) -> list[str]:
         if measure not in (FIRST, FINETUNED):
             rivals, tied = compared(board, measure)
             some = "all" if len(tied) == len(rivals) else f"{len(tied)} of"
-            ties = f", {some} {len(rivals)} others tied" if tied[1:] else f", {tied[0]} tied" if tied else ""
+            ties = (
+                f", {some} {len(rivals)} others tied" if tied[1:] else f", {listed(tied) or 'none'} tied" * bool(rivals)
+            )
             mean = board.row(leader).cells[measure].estimate.mean
             said.append(f"by {MEASURES[measure]}: {leader} ({mean:.1f} %{ties})")
     return [f"First {'; '.join(said)}."] if said else []
@@ -366,8 +368,8 @@ def gains(board: Board) -> list[str]:
     tested = [row for row in board.methods if row.gain and row.gain.p is not None]
     if not tested:
         return []
-    better = [row.entry.name for row in tested if row.gain.better]
-    worse = [row.entry.name for row in tested if row.gain.worse]
+    better = [row.entry.name for row in tested if row.gain.shown and row.gain.mean > 0]
+    worse = [row.entry.name for row in tested if row.gain.shown and row.gain.mean < 0]
     gain = float(np.median([row.gain.mean for row in tested]))
     if len(tested) == 1:
         shown = f"{tested[0].entry.name} is {'' if better else 'not '}shown to be better than its untrained encoder"
@@ -389,28 +391,31 @@ def finetuning(board: Board) -> list[str]:
     sentence = f"Fine-tuned with all labels, {best.entry.name} is first with {percent(cell.estimate)}"
     if not cell.gain:
         return [f"{sentence}."]
-    worth = f"{abs(cell.gain.mean):.1f} points {'above' if cell.gain.mean >= 0 else 'below'} the same network from scratch"
-    untested = cell.gain.p is None or cell.gain.better or cell.gain.worse
-    return [f"{sentence}, {worth}{'' if untested else ', a difference that may be chance'}."]
+    above = "above" if cell.gain.mean >= 0 else "below"
+    chance = "" if cell.gain.p is None or cell.gain.shown else ", which may be chance"
+    return [f"{sentence}, {abs(cell.gain.mean):.1f} points {above} the same network from scratch{chance}."]
 
 
 def predictors(board: Board) -> list[str]:
-    """Which cheap measure orders methods most as FIRST does."""
+    """Which cheap measure orders methods most as FIRST does, and which are not shown to."""
     found = correlations(board)
     if not found:
         return []
     best = max(found, key=lambda key: found[key].value)
-    n, label, rho = board.agreement[best].n, PREDICTORS[best].label, correlated(found[best])
-    if found[best].low is not None and found[best].low <= 0:
-        return [f"No cheaper measure is shown to order the {n} methods as the linear probe does; {label} does most ({rho})."]
-    return [f"Of the cheaper measures, {label} orders the {n} methods most as the linear probe does ({rho})."]
+    label, rho = PREDICTORS[best].label, correlated(found[best])
+    some = f"the {board.agreement[best].n} methods"
+    unclear = [PREDICTORS[key].label for key, c in found.items() if c.low is not None and c.low <= 0 <= c.high]
+    if label in unclear:
+        return [
+            f"No cheaper measure is shown to order {some} as the {MEASURES[FIRST]} does; nearest is {label} ({rho})."
+        ]
+    rest = f"; {listed(unclear)} {'are' if unclear[1:] else 'is'} not shown to" if unclear else ""
+    return [f"Of the cheaper measures, {label} orders {some} most as the {MEASURES[FIRST]} does ({rho}){rest}."]
 
 
 def correlations(board: Board) -> dict[str, Correlation]:
     """Spearman's, of the cheap measures with FIRST."""
-    return {
-        key: found.spearman for key, found in board.agreement.items() if PREDICTORS[key].cheap and found.spearman
-    }
+    return {key: found.spearman for key, found in board.agreement.items() if PREDICTORS[key].cheap and found.spearman}
 
 
 def correlated(found: Correlation) -> str:
@@ -443,7 +448,7 @@ def surprises(board: Board) -> list[str]:
         for key, found in correlations(board).items()
         if found.high is not None and found.high < 0
     ]
-    sentences = [f"Controls above the leader: {'; '.join(above)}."] if above else []
+    sentences = [f"Controls above the leader {'; '.join(above)}."] if above else []
     if moved:
         what = f"Rank by {MEASURES[SECOND]} and by {MEASURES[FIRST]} differ by more than their intervals"
         sentences.append(f"{what}: {listed(moved)}.")

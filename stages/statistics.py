@@ -51,13 +51,9 @@ class Gain(Estimate):
     p: float | None
 
     @property
-    def better(self) -> bool:
-        """Whether a gain is shown, at the 5 % level."""
-        return self.p is not None and self.p < 1 - LEVEL and self.mean > 0
-
-    @property
-    def worse(self) -> bool:
-        return self.p is not None and self.p < 1 - LEVEL and self.mean < 0
+    def shown(self) -> bool:
+        """Whether it is shown to be more, or less, than none, at the 5 % level."""
+        return self.p is not None and self.p < 1 - LEVEL
 
 
 @dataclass(frozen=True)
