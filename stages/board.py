@@ -347,10 +347,8 @@ def others(board: Board) -> list[str]:
     for measure, leader in board.leaders.items():
         if measure not in (FIRST, FINETUNED):
             rivals, tied = compared(board, measure)
-            some = "all" if len(tied) == len(rivals) else f"{len(tied)} of"
-            ties = (
-                f", {some} {len(rivals)} others tied" if tied[1:] else f", {listed(tied) or 'none'} tied" * bool(rivals)
-            )
+            some = f"{len(tied)} of {len(rivals)} others" if tied[2:] else listed(tied) or "none"
+            ties = f", {some} tied" if rivals else ""
             mean = board.row(leader).cells[measure].estimate.mean
             said.append(f"by {MEASURES[measure]}: {leader} ({mean:.1f} %{ties})")
     return [f"First {'; '.join(said)}."] if said else []
@@ -370,16 +368,16 @@ def gains(board: Board) -> list[str]:
         return []
     better = [row.entry.name for row in tested if row.gain.shown and row.gain.mean > 0]
     worse = [row.entry.name for row in tested if row.gain.shown and row.gain.mean < 0]
-    gain = float(np.median([row.gain.mean for row in tested]))
+    gain = f"{np.median([row.gain.mean for row in tested]):.1f} points".replace("-", "\N{MINUS SIGN}")
     if len(tested) == 1:
-        shown = f"{tested[0].entry.name} is {'' if better else 'not '}shown to be better than its untrained encoder"
-        return [f"{shown} (by {gain:.1f} points)."]
+        shown = f"{'' if better + worse else 'not '}shown to be {'worse' if worse else 'better'}"
+        return [f"{tested[0].entry.name} is {shown} than its untrained encoder; the gain is {gain}."]
     some = {0: "none", 1: "one", len(tested): "both" if len(tested) == 2 else "all"}.get(len(better), f"{len(better)}")
     names = f" ({listed(better)})" if 0 < len(better) <= NAMED else ""
     are = "are" if better[1:] else "is"
     shown = f"Of {len(tested)} methods beside their untrained encoder, {some}{names} {are} shown to be better than it"
     below = f", {listed(worse)} to be worse" if worse else ""
-    return [f"{shown}{below}; the median gain is {gain:.1f} points."]
+    return [f"{shown}{below}; the median gain is {gain}."]
 
 
 def finetuning(board: Board) -> list[str]:
@@ -404,8 +402,8 @@ def predictors(board: Board) -> list[str]:
     best = max(found, key=lambda key: found[key].value)
     label, rho = PREDICTORS[best].label, correlated(found[best])
     some = f"the {board.agreement[best].n} methods"
-    unclear = [PREDICTORS[key].label for key, c in found.items() if c.low is not None and c.low <= 0 <= c.high]
-    if label in unclear:
+    unclear = [PREDICTORS[key].label for key, other in found.items() if other.sign == 0]
+    if found[best].sign < 1:
         return [
             f"No cheaper measure is shown to order {some} as the {MEASURES[FIRST]} does; nearest is {label} ({rho})."
         ]
@@ -428,7 +426,7 @@ def surprises(board: Board) -> list[str]:
     """What one would not expect of a benchmark of self-supervised learning, by three rules.
 
     A control that reads no labels is above the leader by FIRST or SECOND; an entry's ranks by these two differ by more
-    than their intervals; a cheap measure orders methods the other way round than FIRST, its whole interval below 0.
+    than their intervals; a cheap measure is shown to order methods the other way round than FIRST.
     """
     above = []
     for measure in (FIRST, SECOND):
@@ -444,15 +442,13 @@ def surprises(board: Board) -> list[str]:
         and (ranks[0].high < ranks[1].low or ranks[1].high < ranks[0].low)
     ]
     reverse = [
-        f"{PREDICTORS[key].label} ({correlated(found)})"
-        for key, found in correlations(board).items()
-        if found.high is not None and found.high < 0
+        f"{PREDICTORS[key].label} ({correlated(found)})" for key, found in correlations(board).items() if found.sign < 0
     ]
     sentences = [f"Controls above the leader {'; '.join(above)}."] if above else []
     if moved:
         what = f"Rank by {MEASURES[SECOND]} and by {MEASURES[FIRST]} differ by more than their intervals"
         sentences.append(f"{what}: {listed(moved)}.")
-    return sentences + ([f"The wrong way round, methods are ordered by {listed(reverse)}."] if reverse else [])
+    return sentences + ([f"Methods are ordered the wrong way round by {listed(reverse)}."] if reverse else [])
 
 
 def words(board: Board) -> list[str]:
@@ -521,22 +517,19 @@ def failures(board: Board) -> list[str]:
 
 
 def budget(board: Board) -> list[str]:
-    data = board.modality.data
+    """How much of which data the self-supervised runs saw."""
     runs = [run for row in board.methods for run in row.entry.runs if run.status not in FAILURES]
     seen = sorted({run.value("samples") for run in runs})
-    spent = [f"{n:,}" for n in seen[:1] + seen[1:][-1:]]
-    devices = {run.pretrain["provenance"]["device"] for run in runs}
-    apart = f", on {len(devices)} kinds of device, so that their seconds do not compare" if len(devices) > 1 else ""
-    sentences = []
-    if len(spent) == 1:
-        sentences.append(f"Every self-supervised run saw {spent[0]} samples{apart}.")
-    if len(spent) == 2:
-        sentences.append(f"Budgets differ: self-supervised runs saw between {spent[0]} and {spent[1]} samples{apart}.")
+    spent = " and ".join(f"{samples:,}" for samples in dict.fromkeys(seen[:1] + seen[-1:]))
+    saw = f"Self-supervised runs saw between {spent}" if seen[1:] else f"Every self-supervised run saw {spent}"
+    data = board.modality.data
     facts = [f"{len(data['classes'])} classes"] if data["classes"] else []
     facts += [f"{rows:,} rows in {split}" for split, rows in data["rows"].items()]
-    described = f" ({listed(facts)})" if facts else ""
+    described = data["name"] + (f" ({listed(facts)})" if facts else "")
+    devices = {run.pretrain["provenance"]["device"] for run in runs}
+    apart = f"; on {len(devices)} kinds of device, so that their seconds do not compare" if len(devices) > 1 else ""
     numbers = f"seed{'s' * (len(board.seeds) > 1)} {listed(map(str, board.seeds))}"
-    return [*sentences, f"Data: {data['name']}{described}; {numbers}."]
+    return [f"{f'{saw} samples of' if seen else 'Data:'} {described}, under {numbers}{apart}."]
 
 
 def seeds(count: int) -> str:

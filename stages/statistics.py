@@ -74,6 +74,12 @@ class Correlation:
     low: float | None
     high: float | None
 
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the two are shown to agree or to disagree, 0 where the interval leaves that open."""
+        low, high = (self.value, self.value) if self.low is None else (self.low, self.high)
+        return (low > 0) - (high < 0)
+
 
 @dataclass(frozen=True)
 class Agreement:
