@@ -373,7 +373,7 @@ def gains(board: Board) -> list[str]:
         shown = f"{'' if better + worse else 'not '}shown to be {'worse' if worse else 'better'}"
         return [f"{tested[0].entry.name} is {shown} than its untrained encoder; the gain is {gain}."]
     some = {0: "none", 1: "one", len(tested): "both" if len(tested) == 2 else "all"}.get(len(better), f"{len(better)}")
-    names = f" ({listed(better)})" if 0 < len(better) <= NAMED else ""
+    names = f" ({listed(better)})" if 0 < len(better) <= NAMED and some != "all" else ""
     are = "are" if better[1:] else "is"
     shown = f"Of {len(tested)} methods beside their untrained encoder, {some}{names} {are} shown to be better than it"
     below = f", {listed(worse)} to be worse" if worse else ""

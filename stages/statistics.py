@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+ALPHA = 0.05  # of tests
+LEVEL = 1 - ALPHA  # of intervals
 FEWEST = 3  # seeds; below that a spread says nothing, and no interval is given
 FEWEST_RANKED = 5  # methods; below that a rank correlation says nothing
 DRAWS = 10_000  # of all means, for the intervals of ranks
@@ -41,7 +42,7 @@ class Comparison:
 
     @property
     def tied(self) -> bool:
-        return self.p >= 1 - LEVEL
+        return self.p >= ALPHA
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Gain(Estimate):
     @property
     def shown(self) -> bool:
         """Whether it is shown to be more, or less, than none, at the 5 % level."""
-        return self.p is not None and self.p < 1 - LEVEL
+        return self.p is not None and self.p < ALPHA
 
 
 @dataclass(frozen=True)
