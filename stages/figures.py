@@ -118,7 +118,7 @@ def scatter(
         axes.set_xlabel("seconds of pretraining")
         axes.set_ylabel(f"{measure}, %")
         best = sorted((p for p in points if p.name in front), key=lambda p: p.seconds)
-        axes.step([p.seconds for p in best], [p.accuracy for p in best], color=INK, alpha=0.35, where="post")
+        axes.step([p.seconds for p in best], [p.accuracy for p in best], color=INK, alpha=0.35, linewidth=1.2, where="post")
         for point in points:
             if point.low is not None:
                 axes.vlines(point.seconds, point.low, point.high, color=colour(point.family), alpha=0.3, linewidth=1)
@@ -199,7 +199,7 @@ def fewer_labels(lines: Sequence[Line], measure: str) -> str:
         places = apart(axes, [line.accuracies[-1] for line in named])
         beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 8}
         for line, y in zip(named, places, strict=True):
-            axes.annotate(escape(line.name), (1, y), (5, 0), color=colour(line.family), **beside)
+            axes.annotate(escape(line.name), (1, y), (5, 0), **beside)
         axes.set_xlabel("labels")
         axes.set_ylabel(f"{measure}, %")
         return svg(figure)

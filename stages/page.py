@@ -108,7 +108,8 @@ def scatters(board: Board, levels: dict[str, float]) -> dict[str, Markup]:
     if not points:
         return {}
     sizes = {"wide": figures.WIDE, "narrow": figures.NARROW}
-    front = pareto(points)
+    methods = {row.entry.name for row in board.methods}
+    front = pareto(point for point in points if point.name in methods)
     return {name: Markup(figures.scatter(points, front, levels, MEASURES[FIRST], size)) for name, size in sizes.items()}
 
 
