@@ -11,14 +11,74 @@ import numpy as np
 
 from . import statistics
 from .results import COLLAPSED, CONTROLS, DIVERGED, MISSING, UNEVALUATED, Entry, Modality
-from .statistics import Comparison, Estimate
+from .statistics import Agreement, Comparison, Correlation, Estimate, Gain, Place
 
-DEPTH = "linear_depth"
-MEASURES = {"linear": "linear probe", DEPTH: "linear probe, chosen depth", "knn": "k-NN"}  # accuracy on test, percent
-FIRST = "linear"  # the measure that orders the table
+DEPTH, FINETUNED = "linear_depth", "finetune"
+FIRST, SECOND = "linear", "knn"  # the measure that orders the table, and the one that asks least of the features
+MEASURES = {  # accuracy on test, percent
+    FIRST: "linear probe",
+    DEPTH: "linear probe, chosen depth",
+    SECOND: "k-NN",
+    FINETUNED: "fine-tuned",
+    "low_label": "1 % of labels",
+    "transfer": "transfer",
+}
 BEST, TIED = "best", "tied"
 NAMED = 6  # so many entries a sentence names; more it counts
 FAILURES = (DIVERGED, COLLAPSED, UNEVALUATED, MISSING)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number other than accuracy: its heading, the digits to show after multiplying by `scale`."""
+
+    label: str
+    digits: int
+    scale: float = 1.0
+
+
+HEALTH = {
+    "effective_rank": Quantity("effective rank", 1),
+    "lidar": Quantity("LiDAR", 1),
+    "alignment": Quantity("alignment", 2),
+    "uniformity": Quantity("uniformity", 2),
+    "dead": Quantity("dead, %", 1),
+    "clustering_nmi": Quantity("clusters, NMI", 1),
+}
+COST = {
+    "seconds": Quantity("seconds", 0),
+    "samples_per_second": Quantity("samples/s", 0),
+    "encoder_parameters": Quantity("parameters, M", 2, 1e-6),
+    "discarded_parameters": Quantity("thrown away, M", 2, 1e-6),
+    "multiply_adds": Quantity("multiply-adds a sample, M", 1, 1e-6),
+    "peak_memory_mb": Quantity("memory, MB", 0),
+}
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What may order methods as FIRST does, at less cost or without labels; `sign` is -1 where less is better."""
+
+    label: str
+    sign: int
+    cheap: bool = True  # cheaper than FIRST itself
+
+
+# Losses are not here: those of different objectives do not compare. The bound is what contrastive ones have in common.
+PREDICTORS = {
+    SECOND: Predictor("k-NN", 1),
+    "effective_rank": Predictor("effective rank", 1),
+    "lidar": Predictor("LiDAR", 1),
+    "alignment": Predictor("alignment", -1),
+    "uniformity": Predictor("uniformity", -1),
+    "spread": Predictor("spread", 1),
+    "dead": Predictor("share of dead features", -1),
+    "held_out_bound": Predictor("bound on mutual information", 1),
+    "clustering_nmi": Predictor("NMI of clusters", 1),
+    "low_label": Predictor("probe with 1 % of labels", 1, cheap=False),
+    FINETUNED: Predictor("fine-tuned", 1, cheap=False),
+    "transfer": Predictor("transfer", 1, cheap=False),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +89,8 @@ class Cell:
     error: float | None
     comparison: Comparison | None  # to the leader; only of an entry that is ranked beside it
     standing: str  # BEST, TIED or ""
+    gain: Gain | None  # over the untrained entry with the same encoder
+    place: Place | None  # among the ranked; only of an entry that is
     note: str = ""  # what else is to be said of the number
 
     @property
@@ -46,7 +108,16 @@ class Cell:
 class Row:
     entry: Entry
     cells: dict[str, Cell]  # by measure; without those that no run measured
-    gain: Estimate | None  # over the untrained entry with the same encoder, by FIRST
+
+    @property
+    def gain(self) -> Gain | None:
+        """By FIRST."""
+        return self.cells[FIRST].gain if FIRST in self.cells else None
+
+    def estimate(self, key: str) -> Estimate | None:
+        """The mean and interval over seeds of what the runs recorded under `key`."""
+        values = list(self.entry.values(key).values())
+        return statistics.estimate(values) if values else None
 
     def mean(self, key: str) -> float | None:
         """The mean over seeds of what the runs recorded under `key`."""
@@ -65,15 +136,17 @@ class Row:
     def status(self) -> str:
         """One word when all seeds agree, as in "ok"; else a count of each, as in "2 ok, 1 diverged (step 120)"."""
         alike = len(self.statuses) == 1
-        return ", ".join(
-            (status if alike else f"{count} {status}") + self.steps(status) for status, count in self.statuses.items()
-        )
+        words = {status: status if alike else f"{count} {status}" for status, count in self.statuses.items()}
+        details = {status: self.details(status) for status in words}
+        return ", ".join(word + (f" ({details[status]})" if details[status] else "") for status, word in words.items())
 
-    def steps(self, status: str) -> str:
-        """At which steps the runs diverged that did so in pretraining."""
-        runs = [run for run in self.entry.runs if status == run.status == DIVERGED]
-        steps = [f"{run.pretrain['step']:,}" for run in runs if run.pretrain["step"] is not None]
-        return f" (step {listed(steps)})" if steps else ""
+    def details(self, status: str) -> str:
+        """At which steps runs diverged in pretraining, and by which symptoms they are called collapsed; or nothing."""
+        runs = [run for run in self.entry.runs if status == run.status]
+        if status == COLLAPSED:
+            return listed(dict.fromkeys(run.evaluate["symptom"] for run in runs if run.evaluate.get("symptom")))
+        steps = [f"{run.pretrain['step']:,}" for run in runs if status == DIVERGED and run.pretrain["step"] is not None]
+        return f"step {listed(steps)}" if steps else ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +159,31 @@ class Board:
     labelled: list[Row]  # they read labels: the ceiling
     controls: list[Row]  # neither: the floor
     leaders: dict[str, str]  # {measure: entry}; without the measures for which nothing can be ranked
+    agreement: dict[str, Agreement]  # {predictor: with FIRST}; without those that no ranked entry has
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """{measure: heading} of MEASURES, without those that no run measured."""
+        return {measure: label for measure, label in MEASURES.items() if any(measure in row.cells for row in self.rows)}
+
+    def measured(self, quantities: dict[str, Quantity]) -> dict[str, Quantity]:
+        """Those of HEALTH or COST that some run has measured."""
+        return {key: quantity for key, quantity in quantities.items() if shared(self, key) is not None}
+
+    @cached_property
+    def pareto(self) -> list[str]:
+        """The ranked entries which no other beats in both seconds and FIRST, the quickest first."""
+        points = {
+            row.entry.name: (seconds, -row.cells[FIRST].estimate.mean)
+            for row in self.methods
+            if sound(row.entry, FIRST) and (seconds := row.mean("seconds")) is not None
+        }
+        beaten = {
+            name
+            for name, point in points.items()
+            if any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points.values())
+        }
+        return sorted(points.keys() - beaten, key=lambda name: (points[name], name))
 
     @property
     def rows(self) -> list[Row]:
@@ -105,42 +203,69 @@ class Board:
 
 
 def board(modality: Modality, seeds: list[int]) -> Board:
-    compared = {measure: rank(modality.entries, measure) for measure in MEASURES}
-    rows = sorted((make_row(entry, modality.entries, compared) for entry in modality.entries), key=order)
+    entries = modality.entries
+    rankings = {measure: ranking(entries, measure) for measure in MEASURES}
+    rows = sorted((make_row(entry, entries, rankings) for entry in entries), key=order)
     return Board(
         modality,
         seeds,
         [row for row in rows if row.entry.self_supervised],
         [row for row in rows if row.entry.source.labelled],
         [row for row in rows if row.entry.family == CONTROLS and not row.entry.source.labelled],
-        {measure: leader for measure, (leader, _) in compared.items() if leader},
+        {measure: ranking.leader for measure, ranking in rankings.items() if ranking.leader},
+        {key: found for key, predictor in PREDICTORS.items() if (found := agreement(rows, key, predictor.sign)).n},
     )
 
 
-def rank(entries: list[Entry], measure: str) -> tuple[str, dict[str, Comparison]]:
-    """The leader by a measure and how the others stand to it; "" when there is none to rank.
+@dataclass(frozen=True)
+class Ranking:
+    """By one measure: the leader ("" when there is none to rank) and how the ranked entries stand, by name."""
 
-    Ranked are the self-supervised entries whose every seed finished well: a mean over the seeds that survived flatters.
-    """
-    ranked = {
-        entry.name: entry.values(measure)
-        for entry in entries
-        if entry.self_supervised and all(run.status == "ok" and run.value(measure) is not None for run in entry.runs)
-    }
-    return statistics.compare(ranked) if ranked else ("", {})
+    leader: str
+    comparisons: dict[str, Comparison]  # to the leader
+    gains: dict[str, Comparison]  # over the untrained entry with the same encoder, where that one is sound
+    places: dict[str, Place]
 
 
-def make_row(entry: Entry, entries: list[Entry], compared: dict[str, tuple[str, dict[str, Comparison]]]) -> Row:
+def sound(entry: Entry, measure: str) -> bool:
+    """Whether every seed finished well: a mean over the seeds that survived flatters."""
+    return all(run.status == "ok" and run.value(measure) is not None for run in entry.runs)
+
+
+def ranking(entries: list[Entry], measure: str) -> Ranking:
+    """Ranked are the self-supervised entries that are sound."""
+    ranked = {entry.name: entry for entry in entries if entry.self_supervised and sound(entry, measure)}
+    if not ranked:
+        return Ranking("", {}, {}, {})
+    values = {name: entry.values(measure) for name, entry in ranked.items()}
+    floors = {name: floor for name, entry in ranked.items() if (floor := untrained(entry, entries))}
+    floors = {name: floor.values(measure) for name, floor in floors.items() if sound(floor, measure)}
+    gains = statistics.against({name: values[name] for name in floors}, floors)
+    return Ranking(*statistics.compare(values), gains, statistics.places(values))
+
+
+def agreement(rows: list[Row], key: str, sign: int) -> Agreement:
+    """How alike FIRST and what the runs recorded under `key` order the self-supervised entries that are sound."""
+    found = [row for row in rows if row.entry.self_supervised and sound(row.entry, FIRST) and sound(row.entry, key)]
+    return statistics.agreement([sign * row.mean(key) for row in found], [row.mean(FIRST) for row in found])
+
+
+def make_row(entry: Entry, entries: list[Entry], rankings: dict[str, Ranking]) -> Row:
     cells = {}
-    for measure, (leader, comparisons) in compared.items():
+    for measure, ranking in rankings.items():
         if values := entry.values(measure):
             errors = list(entry.values(f"{measure}_error").values())
-            comparison = comparisons.get(entry.name)
-            standing = BEST if entry.name == leader else TIED if comparison and comparison.tied else ""
-            error = float(np.mean(errors)) if errors else None
-            note = depths(entry) if measure == DEPTH else ""
-            cells[measure] = Cell(statistics.estimate(list(values.values())), error, comparison, standing, note)
-    return Row(entry, cells, gain(entry, entries))
+            comparison = ranking.comparisons.get(entry.name)
+            cells[measure] = Cell(
+                estimate=statistics.estimate(list(values.values())),
+                error=float(np.mean(errors)) if errors else None,
+                comparison=comparison,
+                standing=BEST if entry.name == ranking.leader else TIED if comparison and comparison.tied else "",
+                gain=gain(entry, entries, measure, ranking.gains.get(entry.name)),
+                place=ranking.places.get(entry.name),
+                note=depths(entry) if measure == DEPTH else "",
+            )
+    return Row(entry, cells)
 
 
 def depths(entry: Entry) -> str:
@@ -153,13 +278,22 @@ def depths(entry: Entry) -> str:
     return listed(chosen) if len(set(chosen)) > 1 else "".join(chosen[:1])
 
 
-def gain(entry: Entry, entries: list[Entry]) -> Estimate | None:
-    """What pretraining added to the first measure, paired by seed, in points; None for the untrained itself."""
-    floor = next((e for e in entries if e.method == "untrained" and network(e) == network(entry)), entry)
-    values, untrained = entry.values(FIRST), floor.values(FIRST)
-    if floor is entry or not values.keys() & untrained.keys():
+def gain(entry: Entry, entries: list[Entry], measure: str, tested: Comparison | None) -> Gain | None:
+    """What pretraining added, paired by seed, in points; None where no seed is shared with the untrained.
+
+    By "finetune" that is what it added over training from scratch, with the same labels and steps.
+    """
+    floor = untrained(entry, entries)
+    if floor is None or not entry.values(measure).keys() & floor.values(measure).keys():
         return None
-    return statistics.difference(values, untrained)
+    found = statistics.difference(entry.values(measure), floor.values(measure))
+    return Gain(found.mean, found.low, found.high, found.n, tested.p if tested else None)
+
+
+def untrained(entry: Entry, entries: list[Entry]) -> Entry | None:
+    """The untrained entry with the same encoder; None for that one itself."""
+    floor = next((e for e in entries if e.method == "untrained" and network(e) == network(entry)), entry)
+    return None if floor is entry else floor
 
 
 def network(entry: Entry) -> dict[str, Any]:
@@ -175,38 +309,145 @@ def order(row: Row) -> tuple[float, str]:
 
 def summary(board: Board) -> list[str]:
     """The table in sentences."""
-    leading = [sentence for measure in MEASURES for sentence in lead(board, measure)]
-    nothing = ["No self-supervised entry has finished under every seed, so nothing is ranked."]
-    return (leading or nothing) + reference(board) + words(board) + failures(board) + budget(board)
+    parts = (lead, others, reference, gains, finetuning, predictors, surprises, words, failures, budget)
+    return [sentence for part in parts for sentence in part(board)]
 
 
-def lead(board: Board, measure: str) -> list[str]:
-    if measure not in board.leaders:
-        return []
-    best = board.row(board.leaders[measure])
-    cell = best.cells[measure]
-    words = f"By {MEASURES[measure]}, {best.entry.name} leads with {percent(cell.estimate)}"
+def lead(board: Board) -> list[str]:
+    """Who leads by FIRST, and who cannot be told apart from it."""
+    if FIRST not in board.leaders:
+        return ["No self-supervised entry has finished under every seed, so nothing is ranked."]
+    best = board.row(board.leaders[FIRST])
+    estimate = best.cells[FIRST].estimate
+    led = f"By {MEASURES[FIRST]}, {best.entry.name} leads with {percent(estimate)}"
+    if estimate.low is None:
+        return [f"{led}; with fewer than {statistics.FEWEST} seeds, differences are not tested."]
+    rivals, tied = compared(board, FIRST)
+    if not rivals:
+        return [f"{led}: no other is ranked."]
+    if not tied:
+        behind = f"all {len(rivals)} others that are ranked" if rivals[1:] else f"{rivals[0]}, which alone is ranked too"
+        return [f"{led}, ahead of {behind}."]
+    if len(tied) <= NAMED:
+        return [f"{led}; {listed(tied)} cannot be told apart from it."]
+    some = f"{len(tied)} of the" if len(tied) < len(rivals) else "all"
+    return [f"{led}; {some} {len(rivals)} others that are ranked cannot be told apart from it."]
+
+
+def compared(board: Board, measure: str) -> tuple[list[str], list[str]]:
+    """The names of those that are tested against the leader, and of those among them that tie with it."""
     rivals = [row for row in board.methods if measure in row.cells and row.cells[measure].comparison]
     tied = [row.entry.name for row in rivals if row.cells[measure].standing == TIED]
-    if cell.estimate.low is None:
-        return [f"{words}; with fewer than {statistics.FEWEST} seeds, differences are not tested."]
-    if tied:
-        some = listed(tied) if len(tied) <= NAMED else f"{len(tied)} of the {len(rivals)} others that are ranked"
-        words += f"; {some} cannot be told apart from it."
-    else:
-        words += f", ahead of all {len(rivals)} others that are ranked." if rivals else "."
-    controls = {row.entry.name: row.cells[measure].estimate.mean for row in board.controls if measure in row.cells}
-    higher = [f"{name} ({mean:.1f} %)" for name, mean in controls.items() if mean > cell.estimate.mean]
-    return [f"{words} Controls above it: {listed(higher)}." if higher else words]
+    return [row.entry.name for row in rivals], tied
+
+
+def others(board: Board) -> list[str]:
+    """Who leads by the other measures."""
+    said = []
+    for measure, leader in board.leaders.items():
+        if measure not in (FIRST, FINETUNED):
+            rivals, tied = compared(board, measure)
+            some = "all" if len(tied) == len(rivals) else f"{len(tied)} of"
+            ties = f", {some} {len(rivals)} others tied" if tied[1:] else f", {tied[0]} tied" if tied else ""
+            mean = board.row(leader).cells[measure].estimate.mean
+            said.append(f"by {MEASURES[measure]}: {leader} ({mean:.1f} %{ties})")
+    return [f"First {'; '.join(said)}."] if said else []
 
 
 def reference(board: Board) -> list[str]:
-    """The floor and the ceiling that the leader stands between, and who did not rise from the floor."""
+    """The floor and the ceiling that the leader stands between."""
     marks = [row for row in board.rows if row.entry.mark and FIRST in row.cells]
     said = [f"{row.entry.name} reaches {percent(row.cells[FIRST].estimate)}" for row in reversed(marks)]
-    low = [row.entry.name for row in board.methods if row.gain and row.gain.low is not None and row.gain.low <= 0]
-    sentences = [f"For reference, by {MEASURES[FIRST]}: {'; '.join(said)}."] if said else []
-    return sentences + ([f"Not shown to be better than their untrained encoder: {listed(low)}."] if low else [])
+    return [f"For reference, by {MEASURES[FIRST]}: {'; '.join(said)}."] if said else []
+
+
+def gains(board: Board) -> list[str]:
+    """Who rose from the floor, by FIRST."""
+    tested = [row for row in board.methods if row.gain and row.gain.p is not None]
+    if not tested:
+        return []
+    better = [row.entry.name for row in tested if row.gain.better]
+    worse = [row.entry.name for row in tested if row.gain.worse]
+    gain = float(np.median([row.gain.mean for row in tested]))
+    if len(tested) == 1:
+        shown = f"{tested[0].entry.name} is {'' if better else 'not '}shown to be better than its untrained encoder"
+        return [f"{shown} (by {gain:.1f} points)."]
+    some = {0: "none", 1: "one", len(tested): "both" if len(tested) == 2 else "all"}.get(len(better), f"{len(better)}")
+    names = f" ({listed(better)})" if 0 < len(better) <= NAMED else ""
+    are = "are" if better[1:] else "is"
+    shown = f"Of {len(tested)} methods beside their untrained encoder, {some}{names} {are} shown to be better than it"
+    below = f", {listed(worse)} to be worse" if worse else ""
+    return [f"{shown}{below}; the median gain is {gain:.1f} points."]
+
+
+def finetuning(board: Board) -> list[str]:
+    """What pretraining is worth where all labels train the whole network."""
+    if FINETUNED not in board.leaders:
+        return []
+    best = board.row(board.leaders[FINETUNED])
+    cell = best.cells[FINETUNED]
+    sentence = f"Fine-tuned with all labels, {best.entry.name} is first with {percent(cell.estimate)}"
+    if not cell.gain:
+        return [f"{sentence}."]
+    worth = f"{abs(cell.gain.mean):.1f} points {'above' if cell.gain.mean >= 0 else 'below'} the same network from scratch"
+    untested = cell.gain.p is None or cell.gain.better or cell.gain.worse
+    return [f"{sentence}, {worth}{'' if untested else ', a difference that may be chance'}."]
+
+
+def predictors(board: Board) -> list[str]:
+    """Which cheap measure orders methods most as FIRST does."""
+    found = correlations(board)
+    if not found:
+        return []
+    best = max(found, key=lambda key: found[key].value)
+    n, label, rho = board.agreement[best].n, PREDICTORS[best].label, correlated(found[best])
+    if found[best].low is not None and found[best].low <= 0:
+        return [f"No cheaper measure is shown to order the {n} methods as the linear probe does; {label} does most ({rho})."]
+    return [f"Of the cheaper measures, {label} orders the {n} methods most as the linear probe does ({rho})."]
+
+
+def correlations(board: Board) -> dict[str, Correlation]:
+    """Spearman's, of the cheap measures with FIRST."""
+    return {
+        key: found.spearman for key, found in board.agreement.items() if PREDICTORS[key].cheap and found.spearman
+    }
+
+
+def correlated(found: Correlation) -> str:
+    order = "the same order" if found.value > 0 else "the reverse order"
+    bounds = order if found.low is None else f"95 % interval {found.low:.2f} to {found.high:.2f}"
+    return f"Spearman {found.value:.2f}, {bounds}".replace("-", "\N{MINUS SIGN}")
+
+
+def surprises(board: Board) -> list[str]:
+    """What one would not expect of a benchmark of self-supervised learning, by three rules.
+
+    A control that reads no labels is above the leader by FIRST or SECOND; an entry's ranks by these two differ by more
+    than their intervals; a cheap measure orders methods the other way round than FIRST, its whole interval below 0.
+    """
+    above = []
+    for measure in (FIRST, SECOND):
+        if measure in board.leaders:
+            best = board.row(board.leaders[measure]).cells[measure].estimate.mean
+            means = {row.entry.name: row.cells[measure].estimate.mean for row in board.controls if measure in row.cells}
+            higher = [f"{name} ({mean:.1f} %)" for name, mean in means.items() if mean > best]
+            above += [f"by {MEASURES[measure]}: {listed(higher)}"] if higher else []
+    moved = [
+        f"{row.entry.name} ({ranks[1].rank} instead of {ranks[0].rank})"
+        for row in board.methods
+        if (ranks := [row.cells[key].place for key in (FIRST, SECOND) if key in row.cells and row.cells[key].place])[1:]
+        and (ranks[0].high < ranks[1].low or ranks[1].high < ranks[0].low)
+    ]
+    reverse = [
+        f"{PREDICTORS[key].label} ({correlated(found)})"
+        for key, found in correlations(board).items()
+        if found.high is not None and found.high < 0
+    ]
+    sentences = [f"Controls above the leader: {'; '.join(above)}."] if above else []
+    if moved:
+        what = f"Rank by {MEASURES[SECOND]} and by {MEASURES[FIRST]} differ by more than their intervals"
+        sentences.append(f"{what}: {listed(moved)}.")
+    return sentences + ([f"The wrong way round, methods are ordered by {listed(reverse)}."] if reverse else [])
 
 
 def words(board: Board) -> list[str]:
@@ -256,15 +497,19 @@ def shared(board: Board, key: str) -> float | None:
 def best_first(board: Board, key: str) -> str:
     """The entries in which a percentage was measured, the highest first, as in "clip 6.3 % and siglip 5.9 %"."""
     found = {row.entry.name: value for row in board.rows if (value := row.mean(key)) is not None}
-    return listed(f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True))
+    told = [f"{name} {found[name]:.1f} %" for name in sorted(found, key=found.__getitem__, reverse=True)]
+    return listed(told[:NAMED] + [f"less in {len(told) - NAMED} more"] * (len(told) > NAMED))
 
 
 def failures(board: Board) -> list[str]:
     """Which entries lost how many runs, and to what."""
     sentences = []
     for status in FAILURES:
-        rows = [row for row in board.rows if row.statuses[status]]
-        names = [f"{row.entry.name} ({row.statuses[status]} of {len(board.seeds)} seeds)" for row in rows]
+        names = []
+        for row in board.rows:
+            if count := row.statuses[status]:
+                details = f"; {row.details(status)}" if row.details(status) else ""
+                names.append(f"{row.entry.name} ({count} of {seeds(len(board.seeds))}{details})")
         if names:
             sentences.append(f"{status.capitalize()}: {listed(names)}.")
     return sentences or ["Every run finished."]
@@ -275,19 +520,22 @@ def budget(board: Board) -> list[str]:
     runs = [run for row in board.methods for run in row.entry.runs if run.status not in FAILURES]
     seen = sorted({run.value("samples") for run in runs})
     spent = [f"{n:,}" for n in seen[:1] + seen[1:][-1:]]
+    devices = {run.pretrain["provenance"]["device"] for run in runs}
+    apart = f", on {len(devices)} kinds of device, so that their seconds do not compare" if len(devices) > 1 else ""
     sentences = []
     if len(spent) == 1:
-        sentences.append(f"Every self-supervised run saw {spent[0]} samples.")
+        sentences.append(f"Every self-supervised run saw {spent[0]} samples{apart}.")
     if len(spent) == 2:
-        sentences.append(f"Budgets differ: self-supervised runs saw between {spent[0]} and {spent[1]} samples.")
-    devices = {run.pretrain["provenance"]["device"] for run in runs}
-    if len(devices) > 1:
-        sentences.append(f"The runs are from {len(devices)} kinds of device, so their seconds do not compare.")
+        sentences.append(f"Budgets differ: self-supervised runs saw between {spent[0]} and {spent[1]} samples{apart}.")
     facts = [f"{len(data['classes'])} classes"] if data["classes"] else []
     facts += [f"{rows:,} rows in {split}" for split, rows in data["rows"].items()]
     described = f" ({listed(facts)})" if facts else ""
-    seeds = f"seed{'s' * (len(board.seeds) > 1)} {listed(map(str, board.seeds))}"
-    return [*sentences, f"Data: {data['name']}{described}; {seeds}."]
+    numbers = f"seed{'s' * (len(board.seeds) > 1)} {listed(map(str, board.seeds))}"
+    return [*sentences, f"Data: {data['name']}{described}; {numbers}."]
+
+
+def seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
 
 
 def percent(estimate: Estimate) -> str:
@@ -297,6 +545,6 @@ def percent(estimate: Estimate) -> str:
 
 
 def listed(words: Iterable[str]) -> str:
-    """As in "a, b and c"."""
-    *head, last = words
+    """As in "a, b and c"; "" for none."""
+    *head, last = [*words] or [""]
     return f"{', '.join(head)} and {last}" if head else last

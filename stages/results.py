@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,27 @@ class Run:
         return self.scores.get("status", UNEVALUATED)
 
     def value(self, measure: str) -> float | None:
-        """A number of this run by its key in its files; None where it was not measured. `seconds` are pretraining's.
+        """A number of this run by its key; None where it was not measured."""
+        return self.numbers.get(measure)
 
-        Those of a group have its name before them, as in `held_out_loss` and `sound to film_r1`.
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """All that was measured, by its key in the run's files. `seconds` are pretraining's.
+
+        Those of a group have its name before them, as in `held_out_loss`, `clustering_nmi`, `low_label 10 %_accuracy`
+        and `sound to film_r1`.
         """
-        nested = {"held_out": self.pretrain.get("held_out", {}), "zero_shot": self.evaluate.get("zero_shot", {})}
-        nested |= self.evaluate.get("retrieval", {})
-        flat = {f"{group}_{name}": value for group, found in nested.items() for name, value in found.items()}
-        for results in (self.scores, self.pretrain, self.evaluate, flat):
-            if results.get(measure) is not None:
-                return results[measure]
-        return None
+        groups = {"held_out": self.pretrain.get("held_out", {})}
+        groups |= {name: self.evaluate.get(name, {}) for name in ("zero_shot", "clustering")}
+        groups |= {f"low_label {name}": found for name, found in self.evaluate.get("low_label", {}).items()}
+        groups |= self.evaluate.get("retrieval", {})
+        grouped = {f"{group}_{name}": value for group, values in groups.items() for name, value in values.items()}
+        found: dict[str, float] = {}
+        for results in (grouped, self.evaluate, self.pretrain, self.scores):
+            found |= {key: value for key, value in results.items() if isinstance(value, int | float)}
+        if {"method_parameters", "encoder_parameters"} <= found.keys():
+            found["discarded_parameters"] = found["method_parameters"] - found["encoder_parameters"]
+        return found
 
     @property
     def provenance(self) -> dict[str, dict[str, Any]]:
