@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
-WIDE, NARROW = (7.6, 4.4), (4.1, 4.6)  # inches, for a screen and for a phone
+WIDE, NARROW = (7.6, 4.4), (3.5, 4.6)  # inches, for a screen and for a phone
 NEAR = 7  # pixels from a point to its name
+BESIDE = 1.5 * NEAR  # a name that is farther has a line to its point
 TOLD = "told: "  # before the id of what has a title
 INK = "#010203"  # a colour that no figure uses; the page's own replaces it
 STYLE = {
@@ -137,7 +138,8 @@ def scatter(
 def write_names(axes: Axes, points: Sequence[Point]) -> None:
     """Each name near its point, in the first place inside the axes that covers no point and no other name.
 
-    One that stands off has a line to its point; one without a place is left out.
+    Beside a point stands only a name that is nearest to it; one that stands off has a line to its point, and one
+    without a place is left out.
     """
     axes.figure.canvas.draw()  # fixes the scales, so that points have places in pixels
     places = axes.transData.transform([(point.seconds, point.accuracy) for point in points])
@@ -150,24 +152,24 @@ def write_names(axes: Axes, points: Sequence[Point]) -> None:
             (0, 0),
             textcoords="offset points",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.5, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
         )
         width, height = text.get_window_extent().size
-        box = next(
-            (
-                box
-                for dx, dy in sides(width, height)
-                if inside(box := Bbox.from_bounds(x + dx, y + dy, width, height), axes.bbox)
-                and not any(box.overlaps(other) for other in taken)
-            ),
-            None,
-        )
-        if box is None:
+        boxes = [Bbox.from_bounds(x + dx, y + dy, width, height) for dx, dy in sides(width, height)]
+        free = [b for b in boxes if inside(b, axes.bbox) and not any(b.overlaps(other) for other in taken)]
+        clear = [b for b in free if off(b, x, y) > BESIDE or off(b, x, y) <= min(off(b, *place) for place in places)]
+        if not clear:
             text.remove()
             continue
+        box = clear[0]
         taken.append(box)
         text.set_position(((box.x0 - x) * scale, (box.y0 - y) * scale))
-        text.arrow_patch.set_visible(max(box.x0 - x, x - box.x1, box.y0 - y, y - box.y1) > 2 * NEAR)
+        text.arrow_patch.set_visible(off(box, x, y) > BESIDE)
+
+
+def off(box: Bbox, x: float, y: float) -> float:
+    """The distance of a point from a box that it is not in."""
+    return float(np.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1)))
 
 
 def sides(width: float, height: float) -> list[tuple[float, float]]:

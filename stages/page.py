@@ -4,7 +4,6 @@ import ast
 import base64
 import math
 import textwrap
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import numpy as np
 from markupsafe import Markup
 
 from . import figures
-from .board import FIRST, MEASURES, Board, Row, summary
+from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, summary
 from .results import CONTROLS, read_json
+from .statistics import Correlation
 
 TEMPLATES = Path(__file__).parent.parent / "reports/templates"
 NONE = "\N{EN DASH}"
@@ -52,14 +52,15 @@ def render(boards: list[Board], root: Path = Path()) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"number": number, "signed": signed, "image": image, "webp": webp, "title": title}
+    templates.filters |= {filter.__name__: filter for filter in (number, signed, correlation, image, webp, title)}
     templates.globals |= {
-        "MEASURES": MEASURES,
         "FIRST": FIRST,
+        "MEASURES": MEASURES,
         "colour": figures.colour,
         "summary": summary,
         "anchor": anchor,
         "quote": quote,
+        "CORRELATIONS": Scale(-1, 1, {"none": 0.0}),
     }
     planned = read_json(root / "plan.json")["pretrain"]
     sections = [section(board, planned[board.modality.name], root) for board in boards]
@@ -68,14 +69,19 @@ def render(boards: list[Board], root: Path = Path()) -> str:
 
 def section(board: Board, planned: dict[str, Any], root: Path) -> dict[str, Any]:
     """What the template shows of one modality. `planned` are the settings of its entries, by name."""
-    scales = {measure: scale(board, measure) for measure in MEASURES}
+    scales = {measure: scale(board, measure) for measure in board.columns}
+    marks = scales[FIRST].marks if FIRST in scales else {}
+    quantities = {"health": board.measured(HEALTH), "cost": board.measured(COST)}
     families = {row.entry.family for row in board.rows}
     return {
         "board": board,
         "families": [family for family in figures.COLOURS if family in families],
         "scales": scales,
-        "scatters": scatters(board, scales[FIRST].marks),
-        "marks": ", ".join(scales[FIRST].marks),
+        "quantities": quantities,
+        "width": 4 + len(board.columns) + sum(map(len, quantities.values())),
+        "scatters": scatters(board, marks),
+        "marks": ", ".join(marks),
+        "agreement": agreement(board),
         "fewer": fewer_labels(board),
         "methods": [method(row, board, planned[row.entry.name], root) for row in board.rows],
     }
@@ -109,17 +115,19 @@ def scatters(board: Board, levels: dict[str, float]) -> dict[str, Markup]:
         return {}
     sizes = {"wide": figures.WIDE, "narrow": figures.NARROW}
     methods = {row.entry.name for row in board.methods}
-    front = pareto(point for point in points if point.name in methods)
-    return {name: Markup(figures.scatter(points, front, levels, MEASURES[FIRST], size)) for name, size in sizes.items()}
+    return {
+        name: Markup(figures.scatter(points, board.pareto, levels, MEASURES[FIRST], size))
+        for name, size in sizes.items()
+    }
 
 
-def pareto(points: Iterable[figures.Point]) -> list[str]:
-    """The names of the points than which none is as cheap and better, the cheapest first."""
-    front: list[figures.Point] = []
-    for point in sorted(points, key=lambda p: (p.seconds, -p.accuracy)):
-        if not front or point.accuracy > front[-1].accuracy:
-            front.append(point)
-    return [point.name for point in front]
+def agreement(board: Board) -> list[tuple[str, int, Correlation, Correlation | None]]:
+    """How far each other measure orders the entries as FIRST does: its label, of how many, Spearman's, Kendall's.
+
+    The closest first; without those of which nothing can be said.
+    """
+    found = [(PREDICTORS[key].label, a.n, a.spearman, a.kendall) for key, a in board.agreement.items() if a.spearman]
+    return sorted(found, key=lambda row: -row[2].value)
 
 
 def fewer_labels(board: Board) -> Markup | None:
@@ -250,14 +258,22 @@ def title(name: str) -> str:
     return name.replace("_", " and ").capitalize()
 
 
+def correlation(found: Correlation | None) -> str:
+    """As in "+0.81 (+0.60 to +0.93)"; a dash for none."""
+    if found is None:
+        return NONE
+    interval = "" if found.low is None else f" ({signed(found.low, 2)} to {signed(found.high, 2)})"
+    return signed(found.value, 2) + interval
+
+
 def number(value: float | None, digits: int = 0) -> str:
     """As in 1,234.5; a dash for what was not measured."""
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
-def signed(value: float) -> str:
-    """As in +1.2 or −1.2."""
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+def signed(value: float, digits: int = 1) -> str:
+    """As in +1.2 or −1.2; never −0.0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def image(svg: str) -> str:
