@@ -71,7 +71,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One entry's accuracies (percent) against numbers of labels, both (T,) and in that order; `named` ones stand out."""
+    """One entry's accuracies (percent) against numbers of labels, both (T,); those that are `named` stand out."""
 
     name: str
     family: str
@@ -119,7 +119,9 @@ def scatter(
         axes.set_xlabel("seconds of pretraining")
         axes.set_ylabel(f"{measure}, %")
         best = sorted((p for p in points if p.name in front), key=lambda p: p.seconds)
-        axes.step([p.seconds for p in best], [p.accuracy for p in best], color=INK, alpha=0.35, linewidth=1.2, where="post")
+        axes.step(
+            [p.seconds for p in best], [p.accuracy for p in best], color=INK, alpha=0.35, linewidth=1.2, where="post"
+        )
         for point in points:
             if point.low is not None:
                 axes.vlines(point.seconds, point.low, point.high, color=colour(point.family), alpha=0.3, linewidth=1)

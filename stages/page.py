@@ -1,6 +1,5 @@
 """The report's page: one HTML file that loads nothing."""
 
-import ast
 import base64
 import math
 import textwrap
@@ -16,7 +15,7 @@ from markupsafe import Markup
 
 from . import figures
 from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, summary
-from .results import CONTROLS, read_json
+from .results import CONTROLS
 from .statistics import Correlation
 
 TEMPLATES = Path(__file__).parent.parent / "reports/templates"
@@ -39,11 +38,8 @@ class Scale:
         return round(100 * min(1.0, max(0.0, share)), 1)
 
 
-def render(boards: list[Board], root: Path = Path()) -> str:
-    """The page's HTML. Names are escaped; a name that a template misspells is an error.
-
-    `root` is the repository of plan.json and the methods' files, from which come hyper-parameters and docstrings.
-    """
+def render(boards: list[Board]) -> str:
+    """The page's HTML. Names are escaped; a name that a template misspells is an error."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -62,13 +58,11 @@ def render(boards: list[Board], root: Path = Path()) -> str:
         "quote": quote,
         "CORRELATIONS": Scale(-1, 1, {"none": 0.0}),
     }
-    planned = read_json(root / "plan.json")["pretrain"]
-    sections = [section(board, planned[board.modality.name], root) for board in boards]
-    return templates.get_template("index.html.j2").render(sections=sections)
+    return templates.get_template("index.html.j2").render(sections=[section(board) for board in boards])
 
 
-def section(board: Board, planned: dict[str, Any], root: Path) -> dict[str, Any]:
-    """What the template shows of one modality. `planned` are the settings of its entries, by name."""
+def section(board: Board) -> dict[str, Any]:
+    """What the template shows of one modality."""
     scales = {measure: scale(board, measure) for measure in board.columns}
     marks = scales[FIRST].marks if FIRST in scales else {}
     quantities = {"health": board.measured(HEALTH), "cost": board.measured(COST)}
@@ -83,7 +77,7 @@ def section(board: Board, planned: dict[str, Any], root: Path) -> dict[str, Any]
         "marks": ", ".join(marks),
         "agreement": agreement(board),
         "fewer": fewer_labels(board),
-        "methods": [method(row, board, planned[row.entry.name], root) for row in board.rows],
+        "methods": [method(row, board.modality.data["classes"]) for row in board.rows],
     }
 
 
@@ -114,7 +108,6 @@ def scatters(board: Board, levels: dict[str, float]) -> dict[str, Markup]:
     if not points:
         return {}
     sizes = {"wide": figures.WIDE, "narrow": figures.NARROW}
-    methods = {row.entry.name for row in board.methods}
     return {
         name: Markup(figures.scatter(points, board.pareto, levels, MEASURES[FIRST], size))
         for name, size in sizes.items()
@@ -159,13 +152,14 @@ def means_by_labels(row: Row) -> dict[int, float]:
     return {rows: float(np.mean(values)) for rows, values in found.items()}
 
 
-def method(row: Row, board: Board, planned: dict[str, Any], root: Path) -> dict[str, Any]:
+def method(row: Row, classes: list[str]) -> dict[str, Any]:
     """What the template shows of one entry: its idea, settings, and what its runs recorded to look at."""
-    classes = board.modality.data["classes"]
+    entry = row.entry
+    chosen = {"method": entry.hyper, "encoder": entry.encoder, "training": entry.training}
     return {
         "row": row,
-        "about": about((root / row.entry.source.path).read_text(encoding="utf-8")),
-        "settings": settings(planned),
+        "about": about(entry.source.docstring),
+        "settings": {kind: settings(values) for kind, values in chosen.items() if values},
         "plots": plots(row),
         "views": first(row, "views"),
         "panel": first(row, "panel"),
@@ -176,21 +170,15 @@ def method(row: Row, board: Board, planned: dict[str, Any], root: Path) -> dict[
     }
 
 
-def about(source: str) -> list[tuple[bool, str]]:
-    """The docstring of a method's file in blocks: (whether it is indented, as equations are, its text)."""
-    docstring = ast.get_docstring(ast.parse(source)) or ""
+def about(docstring: str) -> list[tuple[bool, str]]:
+    """A docstring in blocks: (whether it is indented, as equations are, its text)."""
     blocks = [block.strip("\n") for block in docstring.split("\n\n")]
     return [(block.startswith(" "), textwrap.dedent(block)) for block in blocks if block.strip()]
 
 
-def settings(planned: dict[str, Any]) -> dict[str, str]:
-    """The resolved settings of an entry: {of what: "name value, ..."}, without those that have none."""
-    kinds = {kind: planned[kind] for kind in ("hyper", "encoder", "training")}
-    return {
-        {"hyper": "method"}.get(kind, kind): ", ".join(f"{name} {plain(value)}" for name, value in found.items())
-        for kind, found in kinds.items()
-        if found
-    }
+def settings(values: dict[str, Any]) -> str:
+    """As in "width 128, temperature 0.5"."""
+    return ", ".join(f"{name} {plain(value)}" for name, value in values.items())
 
 
 def plain(value: Any) -> str:
