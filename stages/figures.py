@@ -5,7 +5,7 @@ What is ink takes the page's text colour (`currentColor`); text stays text, in t
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,8 +16,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
+WIDE, NARROW = (7.6, 4.4), (3.5, 4.6)  # inches, for a screen and for a phone
+NEAR = 7  # pixels from a point to its name
+BESIDE = 1.5 * NEAR  # a name that is farther has a line to its point
+TOLD = "told: "  # before the id of what has a title
 INK = "#010203"  # a colour that no figure uses; the page's own replaces it
 STYLE = {
     "svg.fonttype": "none",
@@ -60,6 +65,20 @@ class Point:
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.accuracy:.1f} % in {self.seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry's accuracies (percent) against numbers of labels, both (T,); those that are `named` stand out."""
+
+    name: str
+    family: str
+    labels: Sequence[float]
+    accuracies: Sequence[float]
+    named: bool
+
 
 def colour(family: str) -> str:
     return COLOURS.get(family, COLOURS["baselines"])
@@ -82,43 +101,134 @@ def curve(samples: Sequence[float], losses: np.ndarray, family: str) -> str:
         return svg(figure)
 
 
-def scatter(points: Sequence[Point], levels: dict[str, float], measure: str) -> str:
-    """Accuracy against pretraining seconds, each point with its name; `levels` are dotted lines, as of the controls."""
+def scatter(
+    points: Sequence[Point],
+    front: Collection[str],
+    levels: dict[str, float],
+    measure: str,
+    size: tuple[float, float] = WIDE,
+) -> str:
+    """Accuracy against pretraining seconds, on a log scale; `size` is in inches.
+
+    The points named in `front` are joined by the line below which nothing is both better and cheaper, and are the first
+    to have their names written. A name that finds no room is the point's title alone. `levels` are dotted lines, as of
+    the controls.
+    """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.6, 4.2))
+        figure, axes = plt.subplots(figsize=size)
         axes.set_xlabel("seconds of pretraining")
         axes.set_ylabel(f"{measure}, %")
+        best = sorted((p for p in points if p.name in front), key=lambda p: p.seconds)
+        axes.step(
+            [p.seconds for p in best], [p.accuracy for p in best], color=INK, alpha=0.35, linewidth=1.2, where="post"
+        )
         for point in points:
             if point.low is not None:
-                axes.vlines(point.seconds, point.low, point.high, color=colour(point.family), alpha=0.5, linewidth=1)
-            axes.plot(point.seconds, point.accuracy, "o", color=colour(point.family), markersize=5)
+                axes.vlines(point.seconds, point.low, point.high, color=colour(point.family), alpha=0.3, linewidth=1)
+            (dot,) = axes.plot(point.seconds, point.accuracy, "o", color=colour(point.family), markersize=5)
+            dot.set_gid(f"{TOLD}{point}")
+        log_scale(axes, [point.seconds for point in points])
         axes.margins(x=0.12, y=0.08)
         beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        for name, level in levels.items():
+        for name, level, y in zip(levels, levels.values(), apart(axes, list(levels.values())), strict=True):
             axes.axhline(level, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (2, 3)))
-            axes.annotate(escape(name), (1, level), (5, 0), **beside)
-        write_names(axes, points)
+            axes.annotate(escape(name), (1, y), (5, 0), **beside)
+        write_names(axes, sorted(points, key=lambda p: (p.name not in front, -p.accuracy)))
         return svg(figure)
 
 
 def write_names(axes: Axes, points: Sequence[Point]) -> None:
-    """Each name beside its point, on the first side that is inside the axes and covers no other point or name."""
+    """Each name near its point, in the first place inside the axes that covers no point and no other name.
+
+    Beside a point stands only a name that is nearest to it; one that stands off has a line to its point, and one
+    without a place is left out.
+    """
     axes.figure.canvas.draw()  # fixes the scales, so that points have places in pixels
     places = axes.transData.transform([(point.seconds, point.accuracy) for point in points])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    scale = 72 / axes.figure.dpi
     for point, (x, y) in zip(points, places, strict=True):
         text = axes.annotate(
-            escape(point.name), (point.seconds, point.accuracy), (0, 0), textcoords="offset points", fontsize=8
+            escape(point.name),
+            (point.seconds, point.accuracy),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.5, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
         )
         width, height = text.get_window_extent().size
-        far = 7
-        sides = [(far, -height / 2), (-far - width, -height / 2), (-width / 2, far), (-width / 2, -far - height)]
-        sides += [(a, b) for a, b in product((far, -far - width), (far, -far - height))]
-        boxes = [Bbox.from_bounds(x + dx, y + dy, width, height) for dx, dy in sides]
-        inside = [b for b in boxes if axes.bbox.x0 <= b.x0 and b.x1 <= axes.bbox.x1]
-        box = next((b for b in inside if not any(b.overlaps(t) for t in taken)), boxes[0])
+        boxes = [Bbox.from_bounds(x + dx, y + dy, width, height) for dx, dy in sides(width, height)]
+        free = [b for b in boxes if inside(b, axes.bbox) and not any(b.overlaps(other) for other in taken)]
+        clear = [b for b in free if off(b, x, y) > BESIDE or off(b, x, y) <= min(off(b, *place) for place in places)]
+        if not clear:
+            text.remove()
+            continue
+        box = clear[0]
         taken.append(box)
-        text.set_position(((box.x0 - x) * 72 / axes.figure.dpi, (box.y0 - y) * 72 / axes.figure.dpi))
+        text.set_position(((box.x0 - x) * scale, (box.y0 - y) * scale))
+        text.arrow_patch.set_visible(off(box, x, y) > BESIDE)
+
+
+def off(box: Bbox, x: float, y: float) -> float:
+    """The distance of a point from a box that it is not in."""
+    return float(np.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1)))
+
+
+def sides(width: float, height: float) -> list[tuple[float, float]]:
+    """Where a box of that size may stand from a point, the nearest places first: offsets of its corner, in pixels."""
+    across, middle = (-width / 2, 0.0, -width), -height / 2
+    places = []
+    for far in (NEAR, 2 * NEAR, 4 * NEAR, 6 * NEAR, 8 * NEAR):
+        places += [(far, middle), (-far - width, middle)]
+        places += [(dx, dy) for dx, dy in product(across, (far, -far - height))]
+        places += [(dx, dy) for dx, dy in product((far, -far - width), (far, -far - height))]
+    return places
+
+
+def inside(box: Bbox, outer: Bbox) -> bool:
+    return outer.x0 <= box.x0 and box.x1 <= outer.x1 and outer.y0 <= box.y0 and box.y1 <= outer.y1
+
+
+def fewer_labels(lines: Sequence[Line], measure: str) -> str:
+    """Accuracy against the number of labels, on a log scale; named lines have their colour and, at their end, name."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.2, 3.6))
+        log_scale(axes, [count for line in lines for count in line.labels])
+        for line in sorted(lines, key=lambda line: line.named):
+            drawn = {"color": colour(line.family), "linewidth": 1.6, "marker": "o", "markersize": 3.5}
+            plain = {"color": INK, "linewidth": 0.7, "alpha": 0.25}
+            (curve,) = axes.plot(line.labels, line.accuracies, **(drawn if line.named else plain))
+            curve.set_gid(f"{TOLD}{line.name}")
+        named = [line for line in lines if line.named]
+        places = apart(axes, [line.accuracies[-1] for line in named])
+        beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        for line, y in zip(named, places, strict=True):
+            axes.annotate(escape(line.name), (1, y), (5, 0), **beside)
+        axes.set_xlabel("labels")
+        axes.set_ylabel(f"{measure}, %")
+        return svg(figure)
+
+
+def log_scale(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic x axis with a few round numbers about the values."""
+    low, high = min(values), max(values)
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    ticks = (step * 10.0**power for power, step in product(range(-3, 9), steps))
+    axes.set_xscale("log")
+    axes.set_xticks([tick for tick in ticks if low / 1.5 < tick < high * 1.5])
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def apart(axes: Axes, values: Sequence[float], gap: float = 11) -> list[float]:
+    """The heights nearest above `values`, in their order, at which lines of text stand `gap` points apart."""
+    axes.figure.canvas.draw()
+    pixels = gap * axes.figure.dpi / 72
+    heights, last = [0.0] * len(values), -np.inf
+    for index in sorted(range(len(values)), key=values.__getitem__):
+        last = max(last + pixels, axes.transData.transform((1, values[index]))[1])
+        heights[index] = axes.transData.inverted().transform((0, last))[1]
+    return heights
 
 
 def escape(name: str) -> str:
@@ -137,6 +247,7 @@ def svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"| version="1.1"', "", text)
+    text = re.sub(rf'<g id="{TOLD}([^"]*)">', r"<g><title>\1</title>", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number.group()):.2f}", text)
     text = re.sub(r" ?font-family: [^;]*;", "", text)

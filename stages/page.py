@@ -1,20 +1,27 @@
 """The report's page: one HTML file that loads nothing."""
 
 import base64
+import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
+import matplotlib
 import numpy as np
 from markupsafe import Markup
 
 from . import figures
-from .board import FIRST, MEASURES, Board, Row, summary
+from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, summary
 from .results import CONTROLS
+from .statistics import Correlation
 
 TEMPLATES = Path(__file__).parent.parent / "reports/templates"
 NONE = "\N{EN DASH}"
+AXES = {"step", "samples", "lr"}  # of a learning curve: not what a method plots
+SHOWN_CLASSES = 20  # a table of confusions with more cannot be read
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,36 @@ def render(boards: list[Board]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"number": number, "signed": signed, "image": image}
-    templates.globals |= {"MEASURES": MEASURES, "FIRST": FIRST, "colour": figures.colour, "summary": summary}
+    templates.filters |= {filter.__name__: filter for filter in (number, signed, correlation, image, webp, title)}
+    templates.globals |= {
+        "FIRST": FIRST,
+        "MEASURES": MEASURES,
+        "colour": figures.colour,
+        "summary": summary,
+        "anchor": anchor,
+        "quote": quote,
+        "CORRELATIONS": Scale(-1, 1, {"none": 0.0}),
+    }
     return templates.get_template("index.html.j2").render(sections=[section(board) for board in boards])
 
 
 def section(board: Board) -> dict[str, Any]:
     """What the template shows of one modality."""
-    scales = {measure: scale(board, measure) for measure in MEASURES}
+    scales = {measure: scale(board, measure) for measure in board.columns}
+    marks = scales[FIRST].marks if FIRST in scales else {}
+    quantities = {"health": board.measured(HEALTH), "cost": board.measured(COST)}
+    families = {row.entry.family for row in board.rows}
     return {
         "board": board,
+        "families": [family for family in figures.COLOURS if family in families],
         "scales": scales,
-        "scatter": scatter(board, scales[FIRST].marks),
-        "marks": ", ".join(scales[FIRST].marks),
-        "curves": [(row.entry, plot) for row in board.methods + board.labelled if (plot := curve(row))],
-        "panels": [(row.entry, drawn) for row in board.methods if (drawn := panel(row))],
-        "said": [(row.entry, said) for row in board.methods if (said := first(row, "said"))],
+        "quantities": quantities,
+        "width": 4 + len(board.columns) + sum(map(len, quantities.values())),
+        "scatters": scatters(board, marks),
+        "marks": ", ".join(marks),
+        "agreement": agreement(board),
+        "fewer": fewer_labels(board),
+        "methods": [method(row, board.modality.data["classes"]) for row in board.rows],
     }
 
 
@@ -73,38 +94,164 @@ def scale(board: Board, measure: str) -> Scale:
     return Scale(low - margin, high + margin, {name: mean for name, mean in means.items() if name in marks})
 
 
-def scatter(board: Board, levels: dict[str, float]) -> Markup | None:
-    """Accuracy against cost, of the entries without a failed run; the controls are levels."""
+def scatters(board: Board, levels: dict[str, float]) -> dict[str, Markup]:
+    """Accuracy against cost, of the entries without a failed run, for two widths; the controls are levels."""
     points = [
-        figures.Point(row.entry.name, row.entry.family, row.mean("seconds"), estimate.mean, estimate.low, estimate.high)
+        figures.Point(row.entry.name, row.entry.family, seconds, estimate.mean, estimate.low, estimate.high)
         for row in board.rows
         if row.entry.family != CONTROLS
         and FIRST in row.cells
         and not row.failed
         and (estimate := row.cells[FIRST].estimate)
+        and (seconds := row.mean("seconds"))
     ]
-    return Markup(figures.scatter(points, levels, MEASURES[FIRST])) if points else None
+    if not points:
+        return {}
+    sizes = {"wide": figures.WIDE, "narrow": figures.NARROW}
+    return {
+        name: Markup(figures.scatter(points, board.pareto, levels, MEASURES[FIRST], size))
+        for name, size in sizes.items()
+    }
 
 
-def curve(row: Row) -> Markup | None:
-    """The loss of all seeds, where there is one to plot."""
-    curves = [run.curve for run in row.entry.runs if run.curve]
+def agreement(board: Board) -> list[tuple[str, int, Correlation, Correlation | None]]:
+    """How far each other measure orders the entries as FIRST does: its label, of how many, Spearman's, Kendall's.
+
+    The closest first; without those of which nothing can be said.
+    """
+    found = [(PREDICTORS[key].label, a.n, a.spearman, a.kendall) for key, a in board.agreement.items() if a.spearman]
+    return sorted(found, key=lambda row: -row[2].value)
+
+
+def fewer_labels(board: Board) -> Markup | None:
+    """Accuracy against the number of labels, up to all; the leader, the floor and the ceiling, and who needs fewest."""
+    every = sum(board.modality.data["rows"].get(split, 0) for split in ("train", "validation"))
+    curves = {row.entry.name: few for row in board.rows if (few := means_by_labels(row))}
+    if not curves:
+        return None
+    fewest = min(min(few) for few in curves.values())
+    methods = [row.entry.name for row in board.methods if fewest in curves.get(row.entry.name, {})]
+    frugal = max(methods, key=lambda name: curves[name][fewest], default=None)
+    lines = []
+    for row in board.rows:
+        name = row.entry.name
+        if name in curves:
+            all_of_them = {every: row.cells[FIRST].estimate.mean} if every and FIRST in row.cells else {}
+            counts, values = zip(*sorted((curves[name] | all_of_them).items()), strict=True)
+            named = row.entry.mark or name in (frugal, board.leaders.get(FIRST))
+            lines.append(figures.Line(name, row.entry.family, counts, values, named))
+    return Markup(figures.fewer_labels(lines, MEASURES[FIRST]))
+
+
+def means_by_labels(row: Row) -> dict[int, float]:
+    """{number of labels: accuracy, the mean over seeds}"""
+    found: dict[int, list[float]] = {}
+    for run in row.entry.runs:
+        for few in run.evaluate.get("low_label", {}).values():
+            found.setdefault(few["rows"], []).append(few["accuracy"])
+    return {rows: float(np.mean(values)) for rows, values in found.items()}
+
+
+def method(row: Row, classes: list[str]) -> dict[str, Any]:
+    """What the template shows of one entry: its idea, settings, and what its runs recorded to look at."""
+    entry = row.entry
+    chosen = {"method": entry.hyper, "encoder": entry.encoder, "training": entry.training}
+    return {
+        "row": row,
+        "about": about(entry.source.docstring),
+        "settings": {kind: settings(values) for kind, values in chosen.items() if values},
+        "plots": plots(row),
+        "views": first(row, "views"),
+        "panel": first(row, "panel"),
+        "said": first(row, "said"),
+        "map": embedding(first(row, "map"), classes),
+        "neighbours": first(row, "neighbours"),
+        "confusion": confusion(row, classes),
+    }
+
+
+def about(docstring: str) -> list[tuple[bool, str]]:
+    """A docstring in blocks: (whether it is indented, as equations are, its text)."""
+    blocks = [block.strip("\n") for block in docstring.split("\n\n")]
+    return [(block.startswith(" "), textwrap.dedent(block)) for block in blocks if block.strip()]
+
+
+def settings(values: dict[str, Any]) -> str:
+    """As in "width 128, temperature 0.5"."""
+    return ", ".join(f"{name} {plain(value)}" for name, value in values.items())
+
+
+def plain(value: Any) -> str:
+    """A setting as in params.yaml, numbers without needless digits."""
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def plots(row: Row) -> list[tuple[str, Markup]]:
+    """What the runs plotted against samples seen, the loss first: its name, and the curve of all seeds."""
+    points = [run.pretrain.get("curve", []) for run in row.entry.runs]
+    names = dict.fromkeys(name for curve in points for point in curve for name in point if name not in AXES)
+    return [(name, plot) for name in names if (plot := plot_of(points, name, row.entry.family))]
+
+
+def plot_of(points: list[list[dict[str, float]]], name: str, family: str) -> Markup | None:
+    """One number of all seeds, where it is finite more than once."""
+    curves = [{p["samples"]: p[name] for p in curve if math.isfinite(p.get(name, math.nan))} for curve in points]
+    curves = [curve for curve in curves if curve]
     samples = sorted({x for curve in curves for x in curve})
     if len(samples) < 2:
         return None
-    losses = np.array([[curve.get(x, np.nan) for x in samples] for curve in curves])
-    return Markup(figures.curve(samples, losses, row.entry.family))
+    values = np.array([[curve.get(x, np.nan) for x in samples] for curve in curves])
+    return Markup(figures.curve(samples, values, family))
 
 
-def panel(row: Row) -> dict[str, str] | None:
-    """What the method drew in its first run that did: the address of an image, and what its rows show, from the top."""
-    drawn = first(row, "panel")
-    return drawn and {"image": f"data:image/webp;base64,{drawn['webp']}", "shows": ", ".join(drawn["shows"])}
+def embedding(found: dict[str, list] | None, classes: list[str]) -> list[tuple[str, str, str]]:
+    """A map's points for each class: (name, colour, SVG path of dots in a square of side 100)."""
+    if not found:
+        return []
+    x, y, label = (np.array(found[key]) for key in ("x", "y", "label"))
+    side = max(np.ptp(x), np.ptp(y)) or 1.0
+    x, y = (2 + 96 * ((v - (v.max() + v.min()) / 2) / side + 0.5) for v in (x, -y))
+    palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
+    groups = []
+    for index, name in enumerate(classes):
+        path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x[label == index], y[label == index], strict=True))
+        groups.append((name, matplotlib.colors.to_hex(palette[index % len(palette)]), path))
+    return groups
+
+
+def confusion(row: Row, classes: list[str]) -> list[tuple[str, int, list[int]]]:
+    """For each true class its name, rows of test over all seeds, and how many percent were predicted as each class."""
+    found = [run.evaluate["confusion"] for run in row.entry.runs if run.evaluate.get("confusion")]
+    if not found or len(classes) > SHOWN_CLASSES:
+        return []
+    counts = np.sum(found, axis=0)
+    totals = counts.sum(1)
+    shares = 100 * counts / np.maximum(totals, 1)[:, None]
+    return list(zip(classes, totals.tolist(), shares.round().astype(int).tolist(), strict=True))
 
 
 def first(row: Row, key: str) -> Any:
-    """What the first run that has it recorded in pretraining; None where none has."""
-    return next((run.pretrain[key] for run in row.entry.runs if run.pretrain.get(key)), None)
+    """What the first run that has it recorded in pretraining or evaluation; None where none has."""
+    found = (results.get(key) for run in row.entry.runs for results in (run.pretrain, run.evaluate))
+    return next((value for value in found if value), None)
+
+
+def anchor(modality: str, entry: str) -> str:
+    """The id of an entry's section; ids have no spaces."""
+    return "-".join(f"{modality}-{entry}".split())
+
+
+def title(name: str) -> str:
+    """A modality's name as a heading, as in "Image and text"."""
+    return name.replace("_", " and ").capitalize()
+
+
+def correlation(found: Correlation | None) -> str:
+    """As in "+0.81 (+0.60 to +0.93)"; a dash for none."""
+    if found is None:
+        return NONE
+    interval = "" if found.low is None else f" ({signed(found.low, 2)} to {signed(found.high, 2)})"
+    return signed(found.value, 2) + interval
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -112,11 +259,16 @@ def number(value: float | None, digits: int = 0) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
-def signed(value: float) -> str:
-    """As in +1.2 or −1.2."""
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+def signed(value: float, digits: int = 1) -> str:
+    """As in +1.2 or −1.2; never −0.0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def image(svg: str) -> str:
     """An SVG made elsewhere as the address of an image: its ids and styles cannot touch the page's."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def webp(base64_text: str) -> str:
+    """A WebP picture as the address of an image."""
+    return f"data:image/webp;base64,{base64_text}"

@@ -23,7 +23,7 @@ from . import checkpoint, cost, devices, plan
 from .columns import Columns, facts_of, manifest
 from .files import write_json
 from .optimizers import optimizer_of, pace
-from .panels import panel, sentences
+from .panels import panel, sentences, views
 from .progress import Progress
 from .settings import Entry, InputError, Training, command
 
@@ -211,6 +211,7 @@ def record(trained: Trained, entry: Entry, folder: Path, provenance: dict[str, A
         "peak_memory_mb": round(devices.peak_memory_mb(device), 1),
         "held_out": held_out(trained.method, folder, device, entry.training.batch_size) if done else {},
         "panel": panel(trained.method, folder, device) if done else None,
+        "views": views(trained.method, folder, device, entry.training.batch_size) if done else None,
         "said": sentences(trained.method, folder) if done else [],
         "provenance": provenance,
         "curve": [{key: float(f"{value:.5g}") for key, value in point.items()} for point in trained.curve],

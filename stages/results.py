@@ -77,7 +77,8 @@ class Source:
     """What a method's file says of itself."""
 
     path: str  # relative to the repository's root
-    idea: str  # the first clause of the docstring
+    docstring: str
+    idea: str  # its first clause
     url: str | None  # the paper's
     labelled: bool  # whether it reads the column "label"
 
@@ -90,6 +91,8 @@ class Entry:
     method: str
     family: str
     encoder: dict[str, Any]
+    hyper: dict[str, Any]
+    training: dict[str, Any]
     source: Source
     runs: list[Run]
 
@@ -165,7 +168,7 @@ def read_entry(root: Path, modality: str, name: str, planned: dict, seeds: list[
         runs.append(Run(seed, *(read_json(folder / f"{kind}.json") for kind in ("pretrain", "scores", "evaluate"))))
     family, method = planned["family"], planned["method"]
     source = read_source(root, f"ssl_methods/{family}/{method}.py")
-    return Entry(name, method, family, planned["encoder"], source, runs)
+    return Entry(name, method, family, *(planned[kind] for kind in ("encoder", "hyper", "training")), source, runs)
 
 
 def read_source(root: Path, path: str) -> Source:
@@ -173,7 +176,9 @@ def read_source(root: Path, path: str) -> Source:
     tree = ast.parse((root / path).read_text(encoding="utf-8"))
     docstring = ast.get_docstring(tree) or ""
     url = PAPER_URL.search(docstring)
-    return Source(path, first_clause(docstring), url and url.group().rstrip("."), "label" in declared_columns(tree))
+    return Source(
+        path, docstring, first_clause(docstring), url and url.group().rstrip("."), "label" in declared_columns(tree)
+    )
 
 
 def first_clause(docstring: str) -> str:
