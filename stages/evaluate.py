@@ -9,27 +9,21 @@ which is read once.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-
-from ssl_methods import build_encoder, load_modality
 
 from . import devices, plan
 from .columns import Columns, facts_of, manifest
 from .files import write_json
+from .frozen import Split, Subject, embed, how_it_ended, labelled, load, see
 from .measures import Labelled, best, finetune, knn, linear, low_label, standard_error
 from .measures.alignment import alignment, uniformity
 from .measures.clustering import clustering
@@ -43,12 +37,10 @@ from .measures.scatter import scatter
 from .measures.spread import spread
 from .measures.zero_shot import zero_shot
 from .panels import evenly, sheet
-from .progress import Progress
 from .settings import Evaluation, InputError, command, read
 
-SPLITS = ("train", "validation", "test")
 # The keys of scores.json and of evaluate.json that hold a measure, each with what stands for "not measured".
-ACCURACIES = ("linear", "linear_depth", "knn", "finetune", "transfer")  # linear_depth: at the depth that validation prefers
+ACCURACIES = ("linear", "linear_depth", "knn", "finetune", "transfer")  # the second at the depth that was chosen
 HEALTH = ("effective_rank", "spread", "dead", "lidar", "alignment", "uniformity", "features")
 SCORES = dict.fromkeys([*ACCURACIES, "low_label", *HEALTH])
 DETAILS = dict.fromkeys([f"{name}_{what}" for what in ("error", "validation") for name in ACCURACIES])
@@ -62,55 +54,6 @@ OBJECTS, VIEWS = 500, 10  # of train, and of each, for the measures that compare
 SPHERE = 2048  # rows of train whose pairs tell uniformity
 MAPPED = 500  # rows of test on the map
 ASKED, NEAREST = 6, 7  # pictures of test, and the nearest of train to each, on the sheet
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a frozen encoder on prepared data, by a protocol."""
-
-    encoder: nn.Module
-    modality: str
-    folder: Path
-    protocol: Evaluation
-
-    @cached_property
-    def look(self) -> ModuleType:
-        return load_modality(self.modality)
-
-    @cached_property
-    def device(self) -> torch.device:
-        return devices.choose(self.protocol.device)
-
-    @cached_property
-    def data(self) -> dict[str, Any]:
-        return manifest(self.folder)
-
-    @property
-    def classes(self) -> int:
-        return len(self.data["classes"])
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split's rows that count, those with a label where the data has labels, as the encoder sees them."""
-
-    rows: Tensor  # (N,) their numbers, on the CPU
-    labels: Tensor | None  # (N,)
-    depths: dict[str, Tensor]  # {depth: (N, D) float32} of the modality's first tower, which stands for all
-
-    @property
-    def deepest(self) -> Tensor:
-        return next(reversed(self.depths.values()))
-
-    def at(self, depth: str) -> Labelled:
-        return self.depths[depth], self.labels
-
-    @property
-    def last(self) -> Labelled:
-        return self.deepest, self.labels
-
-    def finite(self) -> bool:
-        return all(features.isfinite().all() for features in self.depths.values())
 
 
 @dataclass(frozen=True)
@@ -175,77 +118,6 @@ def validation_score(encoder: nn.Module, modality: str, folder: Path, protocol: 
     return max(curve.values())
 
 
-def how_it_ended(models: Path) -> dict[str, Any]:
-    """How the pretraining ended."""
-    try:
-        return json.loads((models / "status.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{models} holds no pretrained encoder; run `dvc repro`, which trains it first") from None
-
-
-def load(weights: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
-    """The encoder with its pretrained weights. Raises InputError for any that is missing, unexpected or mis-shaped."""
-    network = build_encoder(settings, facts)
-    try:
-        found = load_file(weights)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{weights} cannot be read ({error}); delete its folder and run `dvc repro`") from None
-    expected = network.state_dict()
-    faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} is unexpected" for name in found if name not in expected]
-    faults += [
-        f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if faults:
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise InputError(f"{weights} is of another encoder: {faults[0]}{more}; run `dvc repro`, which trains it anew")
-    network.load_state_dict(found)
-    return network
-
-
-def labelled(subject: Subject, split: str) -> tuple[Tensor, Tensor | None]:
-    """The rows of a split that have a label, (N,), and their labels; where the data has no labels, all, and None.
-
-    Raises InputError where no row of labelled data has a label.
-    """
-    path = subject.folder / split / "label.npy"
-    if not path.exists():
-        return torch.arange(subject.data["splits"][split]["rows"]), None
-    labels = torch.from_numpy(np.load(path))
-    rows = (labels >= 0).nonzero()[:, 0]
-    if not len(rows):
-        raise InputError(f"the {split} split has no labelled row, which the probe needs; label some, or none at all")
-    return rows, labels[rows].to(subject.device)
-
-
-def see(subject: Subject, split: str) -> Split:
-    """A split as the encoder sees it."""
-    rows, labels = labelled(subject, split)
-    return Split(rows, labels, next(iter(embed(subject, split, rows).values())))
-
-
-def embed(subject: Subject, split: str, rows: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
-    """The features of a split as it is, un-augmented, or of some of its rows: {tower: {depth: (N, D) float32}}.
-
-    The encoder is left on the device, in evaluation mode.
-    """
-    columns = Columns(subject.folder / split, subject.look.columns, subject.device)
-    rows = torch.arange(len(columns)) if rows is None else rows
-    parts, bar = [], Progress(f"embed {split}", len(rows), "rows")
-    subject.encoder.to(subject.device).eval()
-    for index in rows.split(subject.protocol.batch_size):
-        with torch.inference_mode():
-            parts.append(subject.look.embed(subject.encoder, columns.rows(index)))
-        bar.advance(len(index))
-    bar.close()
-    return {
-        tower: {depth: torch.cat([part[tower][depth] for part in parts]).float() for depth in depths}
-        for tower, depths in parts[0].items()
-    }
-
-
 def measure(subject: Subject) -> dict[str, Any]:
     """All that is measured, and a status. Accuracies are in percent."""
     train, validation = see(subject, "train"), see(subject, "validation")
@@ -256,7 +128,7 @@ def measure(subject: Subject) -> dict[str, Any]:
     # Nothing has opened test until here, and nothing is chosen from here on.
     rows, labels = labelled(subject, "test")
     towers = embed(subject, "test")
-    test = Split(rows, labels, {depth: h[rows] for depth, h in next(iter(towers.values())).items()})
+    test = Split("test", rows, labels, {depth: h[rows] for depth, h in next(iter(towers.values())).items()})
     if not test.finite():
         return {"status": "diverged"}
     found |= {"neighbours": neighbours(subject, train, test)}
@@ -378,49 +250,44 @@ def read_few(chosen: Choices, test: Split) -> dict[str, Any]:
     return {"low_label": mean, "low_label_error": standard_error(mean, len(test.labels)), "budgets": found}
 
 
-def transfer_labels(subject: Subject, split: str, rows: Tensor) -> Tensor | None:
-    """The column that `transfer` names, of those rows of a split; None where it names none that the data has."""
+def relabelled(subject: Subject, split: Split) -> Labelled | None:
+    """A split with the labels of the column that `transfer` names; None where it names none that the data has."""
     transfer = subject.protocol.transfer
-    path = subject.folder / split / f"{transfer.label.get(subject.modality) if transfer else None}.npy"
-    return torch.from_numpy(np.load(path))[rows].to(subject.device) if path.exists() else None
+    path = subject.folder / split.name / f"{transfer.label.get(subject.modality) if transfer else None}.npy"
+    if not path.exists():
+        return None
+    return split.deepest, torch.from_numpy(np.load(path))[split.rows].to(subject.device)
 
 
 def choose_transfer(subject: Subject, train: Split, validation: Split) -> dict[float, float] | None:
     """How the linear probe on the labels of `transfer` does on validation, by strength; None where there are none."""
-    splits = {"train": train, "validation": validation}
-    known = {name: transfer_labels(subject, name, split.rows) for name, split in splits.items()}
-    if any(labels is None for labels in known.values()):
+    known = relabelled(subject, train), relabelled(subject, validation)
+    if any(split is None for split in known):
         return None
-    return linear.choose(
-        *((split.deepest, known[name]) for name, split in splits.items()),
-        strengths=subject.protocol.transfer.strengths,
-        classes=1 + max(int(labels.max()) for labels in known.values()),
-        change=linear.COARSE,
-    )
+    strengths = subject.protocol.transfer.strengths
+    return linear.choose(*known, strengths=strengths, classes=numbered(*known), change=linear.COARSE)
 
 
 def read_transfer(subject: Subject, chosen: Choices, train: Split, validation: Split, test: Split) -> dict[str, Any]:
-    """The linear probe on the labels of `transfer`. A class that test alone has counts as missed."""
+    """The linear probe on the labels of `transfer`. A class that test alone has is missed."""
     if chosen.moved is None:
         return {}
-    splits = {"train": train, "validation": validation, "test": test}
-    known = {name: transfer_labels(subject, name, split.rows) for name, split in splits.items()}
-    probe = linear.read(
-        chosen.moved,
-        *((split.deepest, known[name]) for name, split in splits.items()),
-        classes=1 + max(int(known[name].max()) for name in ("train", "validation")),
-        change=linear.COARSE,
-    )
-    column = subject.protocol.transfer.label[subject.modality]
-    classes = len(torch.cat(list(known.values())).unique())
-    return {
-        **score("transfer", probe.test, probe.validation, len(test.labels)),
-        "transfer_details": {"label": column, "classes": classes},
+    known = [relabelled(subject, split) for split in (train, validation, test)]
+    probe = linear.read(chosen.moved, *known, classes=numbered(*known[:2]), change=linear.COARSE)
+    details = {
+        "label": subject.protocol.transfer.label[subject.modality],
+        "classes": len(torch.cat([labels for _, labels in known]).unique()),
     }
+    return score("transfer", probe.test, probe.validation, len(test.labels)) | {"transfer_details": details}
 
 
-def examples(subject: Subject, name: str, split: Split) -> finetune.Examples:
-    columns = Columns(subject.folder / name, subject.look.columns, subject.device)
+def numbered(train: Labelled, validation: Labelled) -> int:
+    """By how many numbers the classes of both are known."""
+    return 1 + max(int(train[1].max()), int(validation[1].max()))
+
+
+def examples(subject: Subject, split: Split) -> finetune.Examples:
+    columns = Columns(subject.folder / split.name, subject.look.columns, subject.device)
     return finetune.Examples(lambda places: columns.rows(split.rows[places]), split.labels)
 
 
@@ -432,10 +299,10 @@ def tune(subject: Subject, train: Split, validation: Split) -> finetune.Tuned | 
     return finetune.tune(
         subject.encoder,
         subject.look.features,
-        examples(subject, "train", train),
-        examples(subject, "validation", validation),
+        examples(subject, train),
+        examples(subject, validation),
         recipe=recipe,
-        width=train.deepest.shape[1],
+        frozen=train.deepest,
         classes=subject.classes,
         precision=devices.choose_precision(recipe.precision, subject.device),
         block=subject.protocol.batch_size,
@@ -447,7 +314,7 @@ def read_tuned(subject: Subject, chosen: Choices, test: Split) -> dict[str, Any]
     tuned = chosen.tuned
     if tuned is None:
         return {}
-    reached = finetune.score(tuned.network, examples(subject, "test", test), subject.protocol.batch_size)
+    reached = finetune.score(tuned.network, examples(subject, test), subject.protocol.batch_size)
     curve = [{"epoch": epoch, "validation": accuracy} for epoch, accuracy in tuned.curve.items()]
     return score("finetune", reached, tuned.curve[tuned.epoch], len(test.labels)) | {"finetune_curve": curve}
 
@@ -489,26 +356,26 @@ def neighbours(subject: Subject, train: Split, test: Split) -> dict[str, Any] | 
     """
     if "image" not in subject.look.columns:
         return None
-    banked, known = shown(subject, "train", train.rows), shown(subject, "test", test.rows)
+    banked, known = shown(subject, train), shown(subject, test)
     if not banked or not known:
         return None
     asked = Random(0).sample(known, min(ASKED, len(known)))  # not evenly: rows of many data sets come in an order
     found = nearest(test.deepest[asked], train.deepest[banked], NEAREST).cpu()
-    pictures = {name: Columns(subject.folder / name, ("image",), subject.device) for name in ("train", "test")}
-    queries = pictures["test"].rows(test.rows[asked])["image"]
+    bank, queries = (Columns(subject.folder / split.name, ("image",), subject.device) for split in (train, test))
+    rows = train.rows[banked]
     lines = [
-        torch.cat([query[None], pictures["train"].rows(train.rows[banked][near])["image"]]) / 255
-        for query, near in zip(queries, found, strict=True)
+        torch.cat([query[None], bank.rows(rows[near])["image"]]) / 255
+        for query, near in zip(queries.rows(test.rows[asked])["image"], found, strict=True)
     ]
     return {"webp": sheet(lines), "queries": len(lines)}
 
 
-def shown(subject: Subject, split: str, rows: Tensor) -> list[int]:
-    """The places in `rows` (N,) of those rows of a split that figures may show."""
+def shown(subject: Subject, split: Split) -> list[int]:
+    """The places in a split's rows of those that figures may show."""
     if "show" not in subject.data:
-        return list(range(len(rows)))
-    allowed = set(subject.data["show"][split])
-    return [place for place, row in enumerate(rows.tolist()) if row in allowed]
+        return list(range(len(split.rows)))
+    allowed = set(subject.data["show"][split.name])
+    return [place for place, row in enumerate(split.rows.tolist()) if row in allowed]
 
 
 def main() -> None:

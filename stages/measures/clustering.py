@@ -18,7 +18,9 @@ STARTS = 10
 
 
 def clustering(features: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """Features (N, D) and labels (N,), N at least `classes`, to `nmi`, `ari` and `accuracy`, in percent."""
+    """Features (N, D) and labels (N,) to `nmi`, `ari` and `accuracy`, in percent; {} for fewer rows than classes."""
+    if len(labels) < classes:
+        return {}
     from sklearn.cluster import KMeans  # here, as what follows, because to import them takes seconds
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits

@@ -31,13 +31,19 @@ class Examples(NamedTuple):
 
 
 class Tunable(nn.Module):
-    """An encoder with a head. `features` is how a batch goes through the encoder, to (N, D)."""
+    """An encoder with a head. `features` is how a batch goes through the encoder, to (N, D); `frozen` (M, D) is what
+    the encoder makes of train before it is tuned, from which the norm takes its first mean and variance.
+    """
 
-    def __init__(self, encoder: nn.Module, features: Callable[[nn.Module, Batch], Tensor], width: int, classes: int):
+    def __init__(
+        self, encoder: nn.Module, features: Callable[[nn.Module, Batch], Tensor], frozen: Tensor, classes: int
+    ):
         super().__init__()
         self.encoder, self.features = encoder, features
-        self.norm = nn.BatchNorm1d(width, affine=False)
-        self.head = nn.Linear(width, classes)
+        self.norm = nn.BatchNorm1d(frozen.shape[1], affine=False, eps=1e-10)  # small, so that features may be
+        self.norm.running_mean.copy_(frozen.mean(0))
+        self.norm.running_var.copy_(frozen.var(0))
+        self.head = nn.Linear(frozen.shape[1], classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -61,12 +67,12 @@ def tune(
     validation: Examples,
     *,
     recipe: FineTuning,
-    width: int,
+    frozen: Tensor,
     classes: int,
     precision: torch.dtype,
     block: int,
 ) -> Tuned | None:
-    """Trains a copy of the encoder, whose features are `width` wide; None for one without a weight to train.
+    """Trains a copy of the encoder, whose features of train are `frozen` (N, D); None where it has no weight to train.
 
     The seed is always 0: runs differ by their encoders alone. Every epoch has a new order, and drops its ragged end;
     `block` rows are predicted at a time.
@@ -75,7 +81,7 @@ def tune(
         return None
     torch.manual_seed(0)  # for dropout
     device = train.labels.device
-    network = Tunable(copy.deepcopy(encoder), features, width, classes).to(device, memory_format=torch.channels_last)
+    network = Tunable(copy.deepcopy(encoder), features, frozen, classes).to(device, memory_format=torch.channels_last)
     optimizer = optimizer_of(network, recipe)
     size = min(recipe.batch_size, len(train.labels))
     steps = len(train.labels) // size  # of an epoch
