@@ -526,6 +526,19 @@ def test_latex_is_well_formed(files):
     assert set(re.findall(r"\\([a-zA-Z]+)", text)) == known
 
 
+def test_latex_names_what_stands_behind_a_mean(files, tmp_path):
+    interval, error = "mean and half its 95", "in brackets the standard error of the test set alone"
+    assert interval in files["paper.tex"]
+    assert error in files["paper.tex"]  # of entries with a seed too few
+    assert re.search(r"^byol & 62.7 \(1.1\) & ", files["paper.tex"], re.MULTILINE)
+    write_results(tmp_path, seeds=[0], entries=["untrained", "simclr"])
+    report.main(tmp_path)
+    text = written(tmp_path)["paper.tex"]
+    assert error in text
+    assert interval not in text
+    assert r"\pm" not in text
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
