@@ -181,7 +181,7 @@ class Board:
         beaten = {
             name
             for name, point in points.items()
-            if any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points.values())
+            if any(x <= point[0] and y <= point[1] and (x, y) != point for x, y in points.values())
         }
         return sorted(points.keys() - beaten, key=lambda name: (points[name], name))
 
@@ -326,8 +326,8 @@ def lead(board: Board) -> list[str]:
     if not rivals:
         return [f"{led}: no other is ranked."]
     if not tied:
-        behind = f"all {len(rivals)} others that are ranked" if rivals[1:] else f"{rivals[0]}, which alone is ranked too"
-        return [f"{led}, ahead of {behind}."]
+        behind = f"all {len(rivals)} others that" if rivals[1:] else f"{rivals[0]}, the only other that"
+        return [f"{led}, ahead of {behind} {'are' if rivals[1:] else 'is'} ranked."]
     if len(tied) <= NAMED:
         return [f"{led}; {listed(tied)} cannot be told apart from it."]
     some = f"{len(tied)} of the" if len(tied) < len(rivals) else "all"
@@ -347,8 +347,8 @@ def others(board: Board) -> list[str]:
     for measure, leader in board.leaders.items():
         if measure not in (FIRST, FINETUNED):
             rivals, tied = compared(board, measure)
-            some = "all" if len(tied) == len(rivals) else f"{len(tied)} of"
-            ties = f", {some} {len(rivals)} others tied" if tied[1:] else f", {tied[0]} tied" if tied else ""
+            some = f"{len(tied)} of {len(rivals)} others" if tied[2:] else listed(tied) or "none"
+            ties = f", {some} tied" if rivals else ""
             mean = board.row(leader).cells[measure].estimate.mean
             said.append(f"by {MEASURES[measure]}: {leader} ({mean:.1f} %{ties})")
     return [f"First {'; '.join(said)}."] if said else []
@@ -366,18 +366,18 @@ def gains(board: Board) -> list[str]:
     tested = [row for row in board.methods if row.gain and row.gain.p is not None]
     if not tested:
         return []
-    better = [row.entry.name for row in tested if row.gain.better]
-    worse = [row.entry.name for row in tested if row.gain.worse]
-    gain = float(np.median([row.gain.mean for row in tested]))
+    better = [row.entry.name for row in tested if row.gain.shown and row.gain.mean > 0]
+    worse = [row.entry.name for row in tested if row.gain.shown and row.gain.mean < 0]
+    gain = f"{np.median([row.gain.mean for row in tested]):.1f} points".replace("-", "\N{MINUS SIGN}")
     if len(tested) == 1:
-        shown = f"{tested[0].entry.name} is {'' if better else 'not '}shown to be better than its untrained encoder"
-        return [f"{shown} (by {gain:.1f} points)."]
+        shown = f"{'' if better + worse else 'not '}shown to be {'worse' if worse else 'better'}"
+        return [f"{tested[0].entry.name} is {shown} than its untrained encoder; the gain is {gain}."]
     some = {0: "none", 1: "one", len(tested): "both" if len(tested) == 2 else "all"}.get(len(better), f"{len(better)}")
-    names = f" ({listed(better)})" if 0 < len(better) <= NAMED else ""
+    names = f" ({listed(better)})" if 0 < len(better) <= NAMED and some != "all" else ""
     are = "are" if better[1:] else "is"
     shown = f"Of {len(tested)} methods beside their untrained encoder, {some}{names} {are} shown to be better than it"
     below = f", {listed(worse)} to be worse" if worse else ""
-    return [f"{shown}{below}; the median gain is {gain:.1f} points."]
+    return [f"{shown}{below}; the median gain is {gain}."]
 
 
 def finetuning(board: Board) -> list[str]:
@@ -389,28 +389,31 @@ def finetuning(board: Board) -> list[str]:
     sentence = f"Fine-tuned with all labels, {best.entry.name} is first with {percent(cell.estimate)}"
     if not cell.gain:
         return [f"{sentence}."]
-    worth = f"{abs(cell.gain.mean):.1f} points {'above' if cell.gain.mean >= 0 else 'below'} the same network from scratch"
-    untested = cell.gain.p is None or cell.gain.better or cell.gain.worse
-    return [f"{sentence}, {worth}{'' if untested else ', a difference that may be chance'}."]
+    above = "above" if cell.gain.mean >= 0 else "below"
+    chance = "" if cell.gain.p is None or cell.gain.shown else ", which may be chance"
+    return [f"{sentence}, {abs(cell.gain.mean):.1f} points {above} the same network from scratch{chance}."]
 
 
 def predictors(board: Board) -> list[str]:
-    """Which cheap measure orders methods most as FIRST does."""
+    """Which cheap measure orders methods most as FIRST does, and which are not shown to."""
     found = correlations(board)
     if not found:
         return []
     best = max(found, key=lambda key: found[key].value)
-    n, label, rho = board.agreement[best].n, PREDICTORS[best].label, correlated(found[best])
-    if found[best].low is not None and found[best].low <= 0:
-        return [f"No cheaper measure is shown to order the {n} methods as the linear probe does; {label} does most ({rho})."]
-    return [f"Of the cheaper measures, {label} orders the {n} methods most as the linear probe does ({rho})."]
+    label, rho = PREDICTORS[best].label, correlated(found[best])
+    some = f"the {board.agreement[best].n} methods"
+    unclear = [PREDICTORS[key].label for key, other in found.items() if other.sign == 0]
+    if found[best].sign < 1:
+        return [
+            f"No cheaper measure is shown to order {some} as the {MEASURES[FIRST]} does; nearest is {label} ({rho})."
+        ]
+    rest = f"; {listed(unclear)} {'are' if unclear[1:] else 'is'} not shown to" if unclear else ""
+    return [f"Of the cheaper measures, {label} orders {some} most as the {MEASURES[FIRST]} does ({rho}){rest}."]
 
 
 def correlations(board: Board) -> dict[str, Correlation]:
     """Spearman's, of the cheap measures with FIRST."""
-    return {
-        key: found.spearman for key, found in board.agreement.items() if PREDICTORS[key].cheap and found.spearman
-    }
+    return {key: found.spearman for key, found in board.agreement.items() if PREDICTORS[key].cheap and found.spearman}
 
 
 def correlated(found: Correlation) -> str:
@@ -423,7 +426,7 @@ def surprises(board: Board) -> list[str]:
     """What one would not expect of a benchmark of self-supervised learning, by three rules.
 
     A control that reads no labels is above the leader by FIRST or SECOND; an entry's ranks by these two differ by more
-    than their intervals; a cheap measure orders methods the other way round than FIRST, its whole interval below 0.
+    than their intervals; a cheap measure is shown to order methods the other way round than FIRST.
     """
     above = []
     for measure in (FIRST, SECOND):
@@ -439,15 +442,13 @@ def surprises(board: Board) -> list[str]:
         and (ranks[0].high < ranks[1].low or ranks[1].high < ranks[0].low)
     ]
     reverse = [
-        f"{PREDICTORS[key].label} ({correlated(found)})"
-        for key, found in correlations(board).items()
-        if found.high is not None and found.high < 0
+        f"{PREDICTORS[key].label} ({correlated(found)})" for key, found in correlations(board).items() if found.sign < 0
     ]
-    sentences = [f"Controls above the leader: {'; '.join(above)}."] if above else []
+    sentences = [f"Controls above the leader {'; '.join(above)}."] if above else []
     if moved:
         what = f"Rank by {MEASURES[SECOND]} and by {MEASURES[FIRST]} differ by more than their intervals"
         sentences.append(f"{what}: {listed(moved)}.")
-    return sentences + ([f"The wrong way round, methods are ordered by {listed(reverse)}."] if reverse else [])
+    return sentences + ([f"Methods are ordered the wrong way round by {listed(reverse)}."] if reverse else [])
 
 
 def words(board: Board) -> list[str]:
@@ -516,22 +517,19 @@ def failures(board: Board) -> list[str]:
 
 
 def budget(board: Board) -> list[str]:
-    data = board.modality.data
+    """How much of which data the self-supervised runs saw."""
     runs = [run for row in board.methods for run in row.entry.runs if run.status not in FAILURES]
     seen = sorted({run.value("samples") for run in runs})
-    spent = [f"{n:,}" for n in seen[:1] + seen[1:][-1:]]
-    devices = {run.pretrain["provenance"]["device"] for run in runs}
-    apart = f", on {len(devices)} kinds of device, so that their seconds do not compare" if len(devices) > 1 else ""
-    sentences = []
-    if len(spent) == 1:
-        sentences.append(f"Every self-supervised run saw {spent[0]} samples{apart}.")
-    if len(spent) == 2:
-        sentences.append(f"Budgets differ: self-supervised runs saw between {spent[0]} and {spent[1]} samples{apart}.")
+    spent = " and ".join(f"{samples:,}" for samples in dict.fromkeys(seen[:1] + seen[-1:]))
+    saw = f"Self-supervised runs saw between {spent}" if seen[1:] else f"Every self-supervised run saw {spent}"
+    data = board.modality.data
     facts = [f"{len(data['classes'])} classes"] if data["classes"] else []
     facts += [f"{rows:,} rows in {split}" for split, rows in data["rows"].items()]
-    described = f" ({listed(facts)})" if facts else ""
+    described = data["name"] + (f" ({listed(facts)})" if facts else "")
+    devices = {run.pretrain["provenance"]["device"] for run in runs}
+    apart = f"; on {len(devices)} kinds of device, so that their seconds do not compare" if len(devices) > 1 else ""
     numbers = f"seed{'s' * (len(board.seeds) > 1)} {listed(map(str, board.seeds))}"
-    return [*sentences, f"Data: {data['name']}{described}; {numbers}."]
+    return [f"{f'{saw} samples of' if seen else 'Data:'} {described}, under {numbers}{apart}."]
 
 
 def seeds(count: int) -> str:

@@ -7,7 +7,6 @@ bytes.
 """
 
 import csv
-import html
 import io
 import json
 import re
@@ -15,23 +14,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import page
-from .board import BEST, MEASURES, TIED, Board, Cell, board, summary
+from .board import HEALTH, MEASURES, PREDICTORS, Board, Cell, Row, board
 from .files import replacing
-from .results import Results, read
+from .markdown import readme_table, report
+from .paper import paper
+from .results import Entry, Modality, Results, read
 from .settings import command
+from .statistics import Correlation
 
-RECORDED = (  # what results.csv holds of a run, by its key in the run's files
-    *MEASURES,
-    *(f"{measure}_validation" for measure in MEASURES),
-    "effective_rank",
-    "spread",
-    "loss",
-    "samples",
-    "seconds",
-    "samples_per_second",
-    "peak_memory_mb",
-    "encoder_parameters",
-    "method_parameters",
+LEADERBOARD = (
+    *("modality", "method", "measure", "mean", "low", "high", "n", "standing", "difference", "p_holm"),
+    *("place", "place_mean", "place_low", "place_high", "gain", "gain_low", "gain_high", "gain_p_holm"),
+)
+AGREEMENT = (
+    *("modality", "measure", "better", "methods"),
+    *("spearman", "spearman_low", "spearman_high", "kendall", "kendall_low", "kendall_high"),
 )
 MARKERS = "<!-- results {} -->", "<!-- /results {} -->"  # around a modality's table in the repository's README.md
 
@@ -54,20 +51,30 @@ def outputs(results: Results, boards: list[Board]) -> dict[str, str]:
     """The text of each file of reports/, by name."""
     return {
         "index.html": page.render(boards),
-        "README.md": markdown_report(boards),
+        "README.md": report(boards),
+        "paper.tex": paper(boards),
         "results.csv": to_csv(("modality", "method", "seed", "measure", "value", "status"), run_rows(results)),
         "curves.csv": to_csv(("modality", "method", "seed", "samples", "loss"), curve_rows(results)),
-        "leaderboard.csv": to_csv(("modality", "method", "measure", "mean", "low", "high"), leaderboard_rows(boards)),
+        "leaderboard.csv": to_csv(LEADERBOARD, leaderboard_rows(boards)),
+        "agreement.csv": to_csv(AGREEMENT, agreement_rows(boards)),
         "summary.json": json.dumps(means(boards), indent=2) + "\n",
     }
 
 
 def run_rows(results: Results) -> Iterable[tuple]:
+    """A row for each number of each run, empty where the run lacks it, beside the run's status."""
     for modality in results.modalities:
         for entry in modality.entries:
             for run in entry.runs:
-                for measure in RECORDED:
+                for measure in recorded(modality, entry):
                     yield modality.name, entry.name, run.seed, measure, run.value(measure), run.status
+
+
+def recorded(modality: Modality, entry: Entry) -> list[str]:
+    """The accuracies that any run of the modality has, then the other numbers that any of the entry's runs has."""
+    every = {key for other in modality.entries for run in other.runs for key in run.numbers}
+    own = [key for run in entry.runs for key in run.numbers]
+    return [key for key in dict.fromkeys((*MEASURES, *own)) if key in every]
 
 
 def curve_rows(results: Results) -> Iterable[tuple]:
@@ -79,24 +86,50 @@ def curve_rows(results: Results) -> Iterable[tuple]:
 
 
 def leaderboard_rows(boards: list[Board]) -> Iterable[tuple]:
-    """Where there is no interval, low and high are the mean: a plot of the file then shows a point."""
     for b in boards:
         for row in b.rows:
             for measure, cell in row.cells.items():
-                mean, low, high = cell.estimate.mean, cell.estimate.low, cell.estimate.high
-                bounds = (mean, mean) if low is None else (low, high)
-                yield b.modality.name, row.entry.name, measure, *(round(x, 3) for x in (mean, *bounds))
+                yield b.modality.name, row.entry.name, measure, *map(rounded, standing(cell))
+
+
+def standing(cell: Cell) -> Iterable[float | str | None]:
+    """From `mean` on. Where there is no interval, low and high are the mean: a plot of the file then shows a point."""
+    estimate, comparison, place, gain = cell.estimate, cell.comparison, cell.place, cell.gain
+    yield from (estimate.mean, *((estimate.mean,) * 2 if estimate.low is None else (estimate.low, estimate.high)))
+    yield from (estimate.n, cell.standing)
+    yield from (comparison.difference.mean, comparison.p) if comparison else (None,) * 2
+    yield from (place.rank, place.mean, place.low, place.high) if place else (None,) * 4
+    yield from (gain.mean, gain.low, gain.high, gain.p) if gain else (None,) * 4
+
+
+def agreement_rows(boards: list[Board]) -> Iterable[tuple]:
+    for b in boards:
+        for key, found in b.agreement.items():
+            better = "higher" if PREDICTORS[key].sign > 0 else "lower"
+            numbers = (*bounds(found.spearman), *bounds(found.kendall))
+            yield b.modality.name, key, better, found.n, *map(rounded, numbers)
+
+
+def bounds(found: Correlation | None) -> tuple[float | None, float | None, float | None]:
+    return (found.value, found.low, found.high) if found else (None, None, None)
+
+
+def rounded(value: float | str | None) -> float | str | None:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def means(boards: list[Board]) -> dict[str, dict[str, dict[str, float]]]:
-    """{modality: {entry: {measure: mean over seeds}}}, in percent: what `dvc metrics diff` can compare."""
-    return {
-        b.modality.name: {
-            row.entry.name: {measure: round(cell.estimate.mean, 2) for measure, cell in row.cells.items()}
-            for row in b.rows
-        }
-        for b in boards
-    }
+    """{modality: {entry: {measure: mean over seeds}}}: accuracies in percent, and the features' health.
+
+    What `dvc metrics diff` can compare, so without seconds, which differ from run to run.
+    """
+    return {b.modality.name: {row.entry.name: entry_means(row) for row in b.rows} for b in boards}
+
+
+def entry_means(row: Row) -> dict[str, float]:
+    found = {measure: cell.estimate.mean for measure, cell in row.cells.items()}
+    found |= {key: mean for key in HEALTH if (mean := row.mean(key)) is not None}
+    return {key: round(mean, 2) for key, mean in found.items()}
 
 
 def to_csv(header: Iterable[str], rows: Iterable[tuple]) -> str:
@@ -105,65 +138,6 @@ def to_csv(header: Iterable[str], rows: Iterable[tuple]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return file.getvalue()
-
-
-def markdown_report(boards: list[Board]) -> str:
-    """reports/README.md."""
-    parts = [
-        "# Results",
-        "Written by `python -m stages.report`. [index.html](index.html) has the figures and the details.",
-    ]
-    for b in boards:
-        parts += [f"## {markdown(b.modality.name)}", *map(markdown, summary(b)), table(b, "../"), NOTE]
-    return "\n\n".join([*parts, POINTERS]) + "\n"
-
-
-NOTE = """\
-Accuracy on test, in percent: mean and 95 % Student-t interval over seeds (below three measured seeds: the test set's
-standard error, s.e.). Bold: the best self-supervised entry whose every seed finished well, and those that a paired test
-over seeds, with Holm's correction, cannot tell apart from it. Chosen depth: of the features after each of the encoder's
-stages (a denoiser's also in noise), those that the probe prefers on validation data. Rank: the features' effective
-rank."""
-
-POINTERS = """\
-* [results.csv](results.csv): every run and measure
-* [leaderboard.csv](leaderboard.csv): means and intervals
-* [curves.csv](curves.csv): the losses
-* [summary.json](summary.json): the means, for `dvc metrics diff --targets reports/summary.json`"""
-
-
-def readme_table(b: Board) -> str:
-    """The table as it stands in the repository's README.md."""
-    return table(b, "")
-
-
-def table(b: Board, root: str) -> str:
-    """A Markdown table; `root` leads from its file's folder to the repository's."""
-    names = ["method", "family", *(f"{name}, %" for name in MEASURES.values()), "rank", "seconds", "status"]
-    lines = [" | ".join(names), " | ".join([":--", ":--", *["--:"] * (len(MEASURES) + 2), ":--"])]
-    for row in b.rows:
-        cells = [
-            f"[{markdown(row.entry.name)}]({root}{row.entry.source.path})",
-            row.entry.family,
-            *(marked(row.cells.get(measure)) for measure in MEASURES),
-            page.number(row.mean("effective_rank"), 1),
-            page.number(row.mean("seconds")),
-            row.status,
-        ]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def marked(cell: Cell | None) -> str:
-    if cell is None:
-        return page.NONE
-    shown = f"**{cell}**" if cell.standing in (BEST, TIED) else str(cell)
-    return f"{shown}<br>{cell.note}" if cell.note else shown
-
-
-def markdown(text: str) -> str:
-    """Any text as plain text in Markdown, also inside a table."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(text, quote=False).replace("\n", " "))
 
 
 def replace_block(text: str, name: str, block: str) -> str:

@@ -41,7 +41,7 @@ class Run:
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """All that was measured, by its key in the run's files. `seconds` are pretraining's.
+        """All that was measured, by its key in the run's files. `seconds` are pretraining's; where it diverged is none.
 
         Those of a group have its name before them, as in `held_out_loss`, `clustering_nmi`, `low_label 10 %_accuracy`
         and `sound to film_r1`.
@@ -54,6 +54,7 @@ class Run:
         found: dict[str, float] = {}
         for results in (grouped, self.evaluate, self.pretrain, self.scores):
             found |= {key: value for key, value in results.items() if isinstance(value, int | float)}
+        found.pop("step", None)
         if {"method_parameters", "encoder_parameters"} <= found.keys():
             found["discarded_parameters"] = found["method_parameters"] - found["encoder_parameters"]
         return found

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+ALPHA = 0.05  # of tests
+LEVEL = 1 - ALPHA  # of intervals
 FEWEST = 3  # seeds; below that a spread says nothing, and no interval is given
 FEWEST_RANKED = 5  # methods; below that a rank correlation says nothing
 DRAWS = 10_000  # of all means, for the intervals of ranks
@@ -41,7 +42,7 @@ class Comparison:
 
     @property
     def tied(self) -> bool:
-        return self.p >= 1 - LEVEL
+        return self.p >= ALPHA
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,9 @@ class Gain(Estimate):
     p: float | None
 
     @property
-    def better(self) -> bool:
-        """Whether a gain is shown, at the 5 % level."""
-        return self.p is not None and self.p < 1 - LEVEL and self.mean > 0
-
-    @property
-    def worse(self) -> bool:
-        return self.p is not None and self.p < 1 - LEVEL and self.mean < 0
+    def shown(self) -> bool:
+        """Whether it is shown to be more, or less, than none, at the 5 % level."""
+        return self.p is not None and self.p < ALPHA
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,12 @@ class Correlation:
     value: float
     low: float | None
     high: float | None
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the two are shown to agree or to disagree, 0 where the interval leaves that open."""
+        low, high = (self.value, self.value) if self.low is None else (self.low, self.high)
+        return (low > 0) - (high < 0)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from stages import report, statistics
-from stages.board import BEST, TIED, board, summary
+from stages import report
+from stages.board import BEST, COST, HEALTH, TIED, board, summary
+from stages.paper import escape
 from stages.results import first_clause, read
 from stages.settings import InputError
 
@@ -39,6 +39,7 @@ TABLE = {
     "supervised": ("supervised", "baselines", RESNET, 71.0, 55.0),
 }
 DIVERGED, COLLAPSED, MISSING = ("byol", 1), ("simsiam", 2), ("rotation", 2)
+RANKED = ["simclr", "moco", "autoencoder", "barlow_twins", HOSTILE, "mae"]
 
 
 @pytest.fixture
@@ -75,10 +76,11 @@ def table_of(root):
     return board(results.modalities[0], results.seeds)
 
 
-def write_results(root, seeds=SEEDS):
+def write_results(root, seeds=SEEDS, entries=tuple(TABLE)):
     """What the report reads of a repository; one run each has diverged, has collapsed, and is missing."""
     training = {"encoder": "small_resnet", "epochs": 9, "batch_size": 256, "optimizer": "adamw", "lr": 0.002}
-    benchmark = {"data": "emoji", "training": "laptop", "methods": list(TABLE), "sweeps": ["simclr", "moco"]}
+    benchmark = {"data": "emoji", "training": "laptop", "methods": list(entries), "sweeps": []}
+    benchmark["sweeps"] = [name for name in ("simclr", "moco") if name in entries]
     sweep = {"trials": 5, "epochs": 3, "space": {"temperature": {"low": 0.05, "high": 1.0}}}
     params = {
         "seeds": seeds,
@@ -86,12 +88,12 @@ def write_results(root, seeds=SEEDS):
         "datasets": {"emoji": {"size": 32}},
         "training": {"laptop": training},
         "encoders": {"small_resnet": {"architecture": "ResNet"}, "vit": {"architecture": "ViT"}},
-        "methods": {name: {"method": row[0]} for name, row in TABLE.items()},
+        "methods": {name: {"method": TABLE[name][0]} for name in entries},
         "evaluation": {"strengths": [0.01], "neighbours": [20]},
-        "sweeps": {"simclr": sweep, "moco": sweep},
+        "sweeps": dict.fromkeys(benchmark["sweeps"], sweep),
     }
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-    entries = {
+    planned = {
         name: {
             "method": method,
             "family": family,
@@ -104,7 +106,7 @@ def write_results(root, seeds=SEEDS):
     }
     write_json(root / "plan.json", {
         "prepare": {"image": {"data": "emoji", "settings": {"size": 32}, "code": "ab12"}},
-        "pretrain": {"image": entries},
+        "pretrain": {"image": planned},
     })  # fmt: skip
     for method, family, *_ in TABLE.values():
         columns = ("image", "label") if method == "supervised" else ("image",)
@@ -116,7 +118,7 @@ def write_results(root, seeds=SEEDS):
         path.write_text(f"{source}\n\nclass Made:\n    columns = {columns!r}\n")
     for row, name in enumerate(TABLE):
         for seed in seeds:
-            if (name, seed) != MISSING:
+            if name in entries and (name, seed) != MISSING:
                 write_run(root / "metrics/image" / name / str(seed), name, seed, row)
     write_sweep(root / "reports/sweeps/image/simclr")
     (root / "README.md").write_text("# Title\n\n<!-- results image -->\nold\n<!-- /results image -->\n\nThe end.\n")
@@ -156,12 +158,17 @@ def write_run(folder, name, seed, row):
     linear = 11.5 if collapsed else round(accuracy + shared + 0.3 * random.standard_normal(), 2)
     scores = {"linear": linear, "linear_depth": linear + seed % 2, "knn": linear - 3.5}
     scores |= {"effective_rank": 1.2 if collapsed else 40 + row, "features": 192}
+    scores |= {"finetune": linear / 2 + 40 + 0.1 * random.standard_normal(), "low_label": linear - 20, "transfer": None}
+    scores |= {"lidar": linear / 2, "alignment": linear / 100, "uniformity": -2 - 0.1 * row, "dead": 100 - linear}
     errors = {"linear_error": 1.1, "knn_error": 1.15, "linear_validation": linear + 0.5, "knn_validation": linear - 3}
     heights = {"stage 1": linear - 9, "stage 2": linear, "stage 3": linear - seed % 2}
     chosen = f"stage {3 - seed % 2}"
     if name == "pca":
         heights, chosen = {"features": linear}, "features"
     errors |= {"depths": heights, "choices": {"depth": chosen}}
+    errors |= {"clustering": {"nmi": linear / 3, "ari": 5.0, "accuracy": 20.0}, "finetune_error": 0.9}
+    errors |= {"low_label": {"1 %": {"accuracy": linear - 20, "draws": [linear - 21, linear - 19], "rows": 85}}}
+    errors |= {"symptom": "effective rank 1.2 is below 1.5" if collapsed else None}
     if name in ("pca", "mae"):
         errors["retrieval"] = {"sound to film": {"r1": row + seed, "chance_r1": 1.25}}
         errors["zero_shot"] = {"accuracy": 30.0 + row + seed, "majority": 19.25}
@@ -191,78 +198,11 @@ def write_json(path, content):
     path.write_text(json.dumps(content))
 
 
-# Statistics
-
-
-def test_interval_is_students():
-    values = [63.1, 64.0, 65.2, 63.9]
-    found = statistics.estimate(values)
-    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.mean, found.low, found.high) == pytest.approx((64.05, low, high))
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_no_interval_below_three_seeds(n):
-    found = statistics.estimate([60.0, 61.0][:n])
-    assert found.mean == [60.0, 60.5][n - 1]
-    assert found.low is found.high is found.half_width is None
-
-
-def test_nothing_to_average():
-    with pytest.raises(ValueError, match="no values"):
-        statistics.estimate([])
-
-
-def test_difference_is_paired_over_shared_seeds():
-    found = statistics.difference({0: 5.0, 1: 7.0, 2: 9.0, 9: 1e6}, {2: 8.0, 1: 5.0, 0: 2.0, 8: -1e6})
-    assert found.mean == 2.0
-    assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t(2) at 0.975, deviation 1
-
-
-def test_paired_p_is_scipys():
-    random = np.random.default_rng(0)
-    a, b = random.standard_normal((2, 5))
-    found = statistics.paired_p(dict(enumerate(a)), dict(enumerate(b)))
-    assert found == pytest.approx(stats.ttest_rel(a, b).pvalue)
-
-
-@pytest.mark.parametrize(("other", "p"), [([1.0, 2.0, 3.0], 1.0), ([2.0, 3.0, 4.0], 0.0)])
-def test_paired_p_of_constant_differences(other, p):
-    assert statistics.paired_p(dict(enumerate(other)), {0: 1.0, 1: 2.0, 2: 3.0}) == p
-
-
-def test_holm():
-    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 x 0.01; 2 x 0.03; at least that
-    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert statistics.holm([]) == []
-
-
-def test_tie_with_the_leader():
-    entries = {
-        "near": {0: 63.0, 1: 65.1, 2: 63.9},
-        "best": {0: 64.0, 1: 65.0, 2: 64.0},
-        "far": {0: 50.0, 1: 51.1, 2: 50.0},
-    }
-    leader, others = statistics.compare(entries)
-    assert leader == "best"
-    assert {name: comparison.tied for name, comparison in others.items()} == {"near": True, "far": False}
-
-
-def test_holm_can_make_a_tie():
-    """A difference that one test calls real is a tie among many tests."""
-    best = {0: 0.0, 1: 0.0, 2: 0.0}
-    behind = {0: -1.0, 1: -1.2, 2: -1.45}
-    assert stats.ttest_rel(list(behind.values()), [0, 0, 0]).pvalue < 0.05 / 2
-    assert not statistics.compare({"best": best, "behind": behind})[1]["behind"].tied
-    equals = {f"equal{i}": {0: -0.1 * i, 1: 0.1, 2: -0.2} for i in range(1, 9)}
-    assert statistics.compare({"best": best, "behind": behind, **equals})[1]["behind"].tied
-
-
 # The table
 
 
 def test_ranks_only_self_supervised_entries_that_finished(table):
-    assert table.leaders == {"linear": "simclr", "linear_depth": "simclr", "knn": "simclr"}
+    assert table.leaders == dict.fromkeys(("linear", "linear_depth", "knn", "finetune", "low_label"), "simclr")
     compared = {row.entry.name for row in table.rows if row.cells["linear"].comparison}
     assert compared == {"moco", "autoencoder", "barlow_twins", HOSTILE, "mae"}
     standings = {row.entry.name: row.cells["linear"].standing for row in table.rows}
@@ -281,6 +221,133 @@ def test_gain_is_over_the_same_encoder(table):
     assert untrained.gain is None
 
 
+def test_gains_are_tested_of_the_ranked(table):
+    """Against the untrained entry with the same network, Holm over the six that are ranked."""
+    raw = {}
+    for name in RANKED:
+        floor = table.row("untrained_vit" if name == "mae" else "untrained").entry.values("linear")
+        values = table.row(name).entry.values("linear")
+        raw[name] = stats.ttest_rel(list(values.values()), list(floor.values())).pvalue
+    found = {name: table.row(name).gain.p for name in RANKED}
+    worst = max(raw, key=raw.get)
+    assert found[worst] == pytest.approx(max(raw[worst], *found.values()))
+    best = min(raw, key=raw.get)
+    assert found[best] == pytest.approx(6 * raw[best])
+    assert {table.row(name).gain.p for name in ("byol", "simsiam", "supervised")} == {None}
+
+
+def test_summary_says_who_is_better_than_untrained(root):
+    (sentence,) = [said for said in summary(table_of(root)) if "their untrained encoder" in said]
+    assert sentence.startswith("Of 6 methods beside their untrained encoder, all are shown to be better than it; ")
+    for seed, (far, near) in enumerate([(30.0, 50.0), (30.1, 64.0), (30.2, 57.0)]):
+        for name, linear in (("moco", far), ("autoencoder", near)):
+            path = root / f"metrics/image/{name}/{seed}/scores.json"
+            write_json(path, json.loads(path.read_text()) | {"linear": linear})
+    table = table_of(root)
+    median = np.median([table.row(name).gain.mean for name in RANKED])
+    (sentence,) = [said for said in summary(table) if "their untrained encoder" in said]
+    assert sentence == (
+        f"Of 6 methods beside their untrained encoder, 4 (simclr, barlow_twins, {HOSTILE} and mae) are shown to be "
+        f"better than it, moco to be worse; the median gain is {median:.1f} points."
+    )
+
+
+def test_one_method_alone_reads_well(tmp_path):
+    write_results(tmp_path, entries=["untrained", "simclr"])
+    said = summary(table_of(tmp_path))
+    assert said[0].endswith("): no other is ranked.")
+    assert said[1].startswith("First by linear probe, chosen depth: simclr (6")
+    assert "tied" not in said[1]
+    assert any(s.startswith("simclr is shown to be better than its untrained encoder; the gain is ") for s in said)
+
+
+def test_two_methods_read_well(tmp_path):
+    write_results(tmp_path, entries=["untrained", "simclr", "mae"])
+    said = summary(table_of(tmp_path))
+    assert said[0].endswith(", ahead of mae, the only other that is ranked.")
+
+
+def test_finetuning_is_worth_what_it_adds_to_the_same_network_from_scratch(table):
+    cell = table.row("simclr").cells["finetune"]
+    scratch = table.row("untrained").entry.values("finetune")
+    worth = np.mean([value - scratch[seed] for seed, value in table.row("simclr").entry.values("finetune").items()])
+    assert cell.gain.mean == pytest.approx(worth)
+    (said,) = [said for said in summary(table) if said.startswith("Fine-tuned with all labels, simclr is first with 7")]
+    assert said.endswith(f", {worth:.1f} points above the same network from scratch.")
+
+
+def test_places(table):
+    places = {row.entry.name: row.cells["linear"].place for row in table.methods}
+    assert {name for name, place in places.items() if place} == set(RANKED)
+    assert (places["simclr"].rank, places["simclr"].low) == (1, 1)
+    assert (places["autoencoder"].low, places["autoencoder"].high) != (1, 6)
+
+
+def test_agreement_is_of_the_ranked_and_turned_so_that_better_goes_with_higher(table):
+    rows = [table.row(name) for name in RANKED]
+    for key, sign in (("effective_rank", 1), ("uniformity", -1)):
+        found = table.agreement[key]
+        x, y = ([row.mean(measure) for row in rows] for measure in (key, "linear"))
+        assert found.n == len(rows) == 6
+        assert found.spearman.value == pytest.approx(sign * stats.spearmanr(x, y).statistic)
+        assert found.kendall.value == pytest.approx(sign * stats.kendalltau(x, y).statistic)
+    values = {
+        key: found.spearman.value for key, found in table.agreement.items() if key in ("lidar", "dead", "alignment")
+    }
+    assert values == pytest.approx({"lidar": 1.0, "dead": 1.0, "alignment": -1.0})
+    assert "transfer" not in table.agreement
+
+
+def test_surprises(root):
+    said = summary(table_of(root))
+    assert (
+        "Methods are ordered the wrong way round by alignment (Spearman \N{MINUS SIGN}1.00, the reverse order)." in said
+    )
+    assert not [sentence for sentence in said if sentence.startswith(("Controls above", "Rank by"))]
+    for seed in SEEDS:
+        for name, change in (("pca", {"knn": 99.5}), ("mae", {"knn": 90.0}), ("simclr", {"knn": 10.0 + seed})):
+            path = root / f"metrics/image/{name}/{seed}/scores.json"
+            write_json(path, json.loads(path.read_text()) | change)
+    said = summary(table_of(root))
+    assert "Controls above the leader by k-NN: pca (99.5 %)." in said
+    (moved,) = [sentence for sentence in said if sentence.startswith("Rank by k-NN and by linear probe differ by more")]
+    assert "simclr (6 instead of 1)" in moved
+
+
+def test_pareto_front_is_what_nothing_beats_in_both(table):
+    points = {name: (table.row(name).mean("seconds"), -table.row(name).mean("linear")) for name in RANKED}
+    front = [
+        name
+        for name, (seconds, error) in sorted(points.items(), key=lambda item: item[1])
+        if all(seconds < other or error < worse for n, (other, worse) in points.items() if n != name)
+    ]
+    assert table.pareto == front == ["autoencoder", HOSTILE, "simclr"]
+
+
+def test_only_columns_that_were_measured_are_shown(table, files):
+    assert list(table.columns) == ["linear", "linear_depth", "knn", "finetune", "low_label"]
+    assert list(table.measured(HEALTH)) == list(HEALTH)
+    assert list(table.measured(COST)) == [key for key in COST if key != "multiply_adds"]
+    assert "| gain | status |" in files["README.md"]
+    assert "transfer, %" not in files["README.md"]
+
+
+def test_results_without_the_later_measures(root):
+    """Those of an older run: nothing is made of what was not measured."""
+    for path in root.rglob("scores.json"):
+        kept = ("status", "linear", "linear_depth", "knn", "effective_rank", "features")
+        write_json(path, {key: value for key, value in json.loads(path.read_text()).items() if key in kept})
+    for path in root.rglob("evaluate.json"):
+        later = ("clustering", "low_label", "symptom", "finetune_error")
+        write_json(path, {key: value for key, value in json.loads(path.read_text()).items() if key not in later})
+    report.main(root)
+    table = table_of(root)
+    assert list(table.columns) == ["linear", "linear_depth", "knn"]
+    assert list(table.measured(HEALTH)) == ["effective_rank"]
+    assert table.row("simsiam").status == "2 ok, 1 collapsed"
+    assert "Fine-tuned" not in written(root)["README.md"].split("## How")[0]
+
+
 def test_a_method_that_reads_labels_does_not_lead(root):
     source = root / "ssl_methods/contrastive/simclr.py"
     source.write_text(source.read_text().replace("('image',)", "('image', 'label')"))
@@ -292,15 +359,15 @@ def test_a_method_that_reads_labels_does_not_lead(root):
 def test_failures_are_rows(files, table):
     for name, status in {
         DIVERGED[0]: "2 ok, 1 diverged (step 61)",
-        COLLAPSED[0]: "2 ok, 1 collapsed",
+        COLLAPSED[0]: "2 ok, 1 collapsed (effective rank 1.2 is below 1.5)",
         MISSING[0]: "2 ok, 1 missing",
     }.items():
         assert table.row(name).status == status
         assert f">{status}</td>" in files["index.html"]
         assert re.search(rf"^\| \[{name}\].* \| {re.escape(status)} \|$", files["README.md"], re.MULTILINE)
     words = summary(table)
-    assert "Diverged: byol (1 of 3 seeds)." in words
-    assert "Collapsed: simsiam (1 of 3 seeds)." in words
+    assert "Diverged: byol (1 of 3 seeds; step 61)." in words
+    assert "Collapsed: simsiam (1 of 3 seeds; effective rank 1.2 is below 1.5)." in words
     assert "Missing: rotation (1 of 3 seeds)." in words
 
 
@@ -308,9 +375,9 @@ def test_summary_names_the_leader_and_the_budget(table):
     words = summary(table)
     assert words[0].startswith("By linear probe, simclr leads with 6")
     assert words[0].endswith("; moco cannot be told apart from it.")
-    assert "Every self-supervised run saw 76,800 samples." in words
-    assert words[-1].endswith(
-        "(9 classes, 8,464 rows in train, 1,814 rows in validation and 1,814 rows in test); seeds 0, 1 and 2."
+    assert words[-1] == (
+        "Every self-supervised run saw 76,800 samples of emoji (9 classes, 8,464 rows in train, 1,814 rows in "
+        "validation and 1,814 rows in test), under seeds 0, 1 and 2."
     )
 
 
@@ -387,6 +454,90 @@ def test_same_files_same_bytes(root, files):
     assert written(root) == files
 
 
+def section(text, title):
+    """The lines of the first table under a heading of reports/README.md."""
+    return [line for line in text.split(f"### {title}\n\n")[1].split("\n\n")[0].splitlines() if line.startswith("|")]
+
+
+def test_cells_of_failed_runs_are_explicit(root):
+    for seed in SEEDS:
+        (root / f"metrics/image/moco/{seed}/scores.json").unlink()
+        (root / f"metrics/image/moco/{seed}/evaluate.json").unlink()
+    report.main(root)
+    files = written(root)
+    lines = {line.split("]")[0].removeprefix("| ["): line for line in section(files["README.md"], "Accuracy")}
+    assert lines["moco"].count("| not evaluated ") == 5 + 1  # each measure, and the status
+    assert "<br>2 of 3 seeds" in lines["byol"]
+    assert re.search(r"^moco & not evaluated & not evaluated &", files["paper.tex"], re.MULTILINE)
+    rows = [row for row in csv.DictReader(files["results.csv"].splitlines()) if row["method"] == "moco"]
+    assert {(row["value"], row["status"]) for row in rows if row["measure"] == "linear"} == {("", "not evaluated")}
+
+
+def test_markdown_tables_are_whole(files, table):
+    for title in ("Accuracy", "Standing", "Health", "Cost", "Agreement with the linear probe"):
+        lines = section(files["README.md"], title)
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert len(widths) == 1, title
+    assert len(section(files["README.md"], "Cost")) == 2 + len(TABLE)
+    simclr = next(line for line in section(files["README.md"], "Standing") if line.startswith("| simclr |"))
+    place = table.row("simclr").cells["linear"].place
+    assert f"| {place.mean:.1f} ({place.low} to {place.high}) |" in simclr
+    lidar = next(line for line in section(files["README.md"], "Agreement with the linear probe") if "LiDAR" in line)
+    assert lidar == "| LiDAR | higher | 6 | 1.00 | 1.00 |"
+
+
+def test_standing_in_the_leaderboard(files, table):
+    rows = {(r["method"], r["measure"]): r for r in csv.DictReader(files["leaderboard.csv"].splitlines())}
+    moco, cell = rows["moco", "knn"], table.row("moco").cells["knn"]
+    assert float(moco["p_holm"]) == pytest.approx(cell.comparison.p, abs=1e-4)
+    assert (int(moco["place"]), int(moco["place_low"])) == (cell.place.rank, cell.place.low)
+    assert float(moco["gain_p_holm"]) == pytest.approx(cell.gain.p, abs=1e-4)
+    assert (moco["n"], moco["standing"]) == ("3", cell.standing)
+    assert rows["byol", "knn"]["place"] == rows["byol", "knn"]["p_holm"] == rows["byol", "knn"]["gain_p_holm"] == ""
+
+
+def test_agreement_as_a_table(files, table):
+    rows = {row["measure"]: row for row in csv.DictReader(files["agreement.csv"].splitlines())}
+    assert list(rows) == list(table.agreement)
+    assert rows["alignment"]["better"] == "lower"
+    found = table.agreement["uniformity"]
+    assert [float(rows["uniformity"][key]) for key in ("spearman", "spearman_low", "kendall", "kendall_high")] == (
+        pytest.approx([found.spearman.value, found.spearman.low, found.kendall.value, found.kendall.high], abs=1e-4)
+    )
+
+
+def test_latex_is_well_formed(files):
+    text = files["paper.tex"]
+    assert text.isascii()
+    begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
+    assert begun == ["table", "tabular"]
+    assert ended == begun[::-1]
+    bare = re.sub(r"\\[{}$&%#_\\]", "", text)  # without what is escaped
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    lines = [line for line in body.strip().splitlines() if line != r"\midrule"]
+    assert len(lines) == 1 + len(TABLE)
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {5}  # of {l r r r r r}
+    assert all(line.endswith(r" \\") for line in lines)
+    assert r"\begin{tabular}{@{}lrrrrr@{}}" in text
+    known = {"begin", "end", "centering", "small", "caption", "label", "toprule", "midrule", "bottomrule", "textbf"}
+    known |= {"pm", "textless", "textgreater", "textbar", "usepackage"}
+    assert set(re.findall(r"\\([a-zA-Z]+)", text)) == known
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a_b & 50 % #1 {x} $y$", r"a\_b \& 50 \% \#1 \{x\} \$y\$"),
+        ("\\input{/etc/passwd}^~", r"\textbackslash{}input\{/etc/passwd\}\textasciicircum{}\textasciitilde{}"),
+        ("na\u00efve \u732b\n\x00", "naive ? ?"),
+    ],
+)
+def test_latex_shows_any_text(text, shown):
+    assert escape(text) == shown
+
+
 def test_needs_neither_data_nor_weights(made):
     assert not (made / "data").exists()
     assert not (made / "models").exists()
@@ -421,8 +572,14 @@ def test_hostile_names_are_text(files):
     assert Page(files["index.html"]).tags.count("script") == 1
     assert "<script>alert" not in files["index.html"]
     assert "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;|`$x$" in files["index.html"]
-    (line,) = [line for line in files["README.md"].splitlines() if "alert" in line]
-    assert line.startswith(r"| [&lt;script&gt;alert('1')&lt;/script&gt;\|\`$x$](../ssl_methods/clustering/swav.py) |")
+    name = r"&lt;script&gt;alert('1')&lt;/script&gt;\|\`$x$"
+    lines = [line for line in files["README.md"].splitlines() if line.startswith("|") and "alert" in line]
+    assert lines[0].startswith(f"| [{name}](../ssl_methods/clustering/swav.py) | clustering | ")
+    assert [line.count(name) for line in lines] == [1] * 4  # of accuracy, standing, health and cost
+    (line,) = [line for line in files["paper.tex"].splitlines() if "alert" in line]
+    assert line.startswith(
+        r"\textless{}script\textgreater{}alert('1')\textless{}/script\textgreater{}\textbar{}`\$x\$ & "
+    )
 
 
 def test_figures_follow_the_theme(files):
@@ -444,7 +601,12 @@ def test_page_shows_sweeps_sources_and_provenance(files):
 
 def test_tables_to_compute_with(files, table):
     runs = list(csv.DictReader(files["results.csv"].splitlines()))
-    assert len(runs) == len(TABLE) * len(SEEDS) * len(report.RECORDED)
+    accuracies = [(row["method"], row["seed"]) for row in runs if row["measure"] == "finetune"]
+    assert accuracies == [(name, str(seed)) for name in TABLE for seed in SEEDS]
+    found = {(row["method"], row["seed"], row["measure"]): row["value"] for row in runs}
+    assert found["simclr", "0", "low_label 1 %_accuracy"] == found["simclr", "0", "low_label"]
+    assert found["simclr", "0", "discarded_parameters"] == "190000"
+    assert ("simclr", "0", "transfer") not in found  # no run has it
     lost = [row for row in runs if (row["method"], int(row["seed"])) == MISSING]
     assert {(row["value"], row["status"]) for row in lost} == {("", "missing")}
     mean = np.mean([float(row["value"]) for row in runs if (row["method"], row["measure"]) == ("simclr", "linear")])
