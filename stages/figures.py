@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -140,12 +141,13 @@ def scatter(
 def write_names(axes: Axes, points: Sequence[Point]) -> None:
     """Each name near its point, in the first place inside the axes that covers no point and no other name.
 
-    Beside a point stands only a name that is nearest to it; one that stands off has a line to its point, and one
-    without a place is left out.
+    Beside a point stands only a name that is nearest to it; one that stands off has a line to its point, which runs
+    through no name; and one without a place is left out.
     """
     axes.figure.canvas.draw()  # fixes the scales, so that points have places in pixels
     places = axes.transData.transform([(point.seconds, point.accuracy) for point in points])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    lines: list[Path] = []
     scale = 72 / axes.figure.dpi
     for point, (x, y) in zip(points, places, strict=True):
         text = axes.annotate(
@@ -161,13 +163,26 @@ def write_names(axes: Axes, points: Sequence[Point]) -> None:
         boxes = [Bbox.from_bounds(x + dx, y + dy, width, height) for dx, dy in sides(width, height)]
         free = [b for b in boxes if inside(b, axes.bbox) and not any(b.overlaps(other) for other in taken)]
         clear = [b for b in free if off(b, x, y) > BESIDE or off(b, x, y) <= min(off(b, *place) for place in places)]
-        if not clear:
+        box = next((b for b in clear if not crosses(b, (x, y), taken[len(points) :], lines)), None)
+        if box is None:
             text.remove()
             continue
-        box = clear[0]
         taken.append(box)
         text.set_position(((box.x0 - x) * scale, (box.y0 - y) * scale))
         text.arrow_patch.set_visible(off(box, x, y) > BESIDE)
+        if off(box, x, y) > BESIDE:
+            lines.append(line_to(box, (x, y)))
+
+
+def crosses(box: Bbox, place: tuple[float, float], names: Sequence[Bbox], lines: Sequence[Path]) -> bool:
+    """Whether a line would run through a name, were this one in that box."""
+    through = off(box, *place) > BESIDE and any(line_to(box, place).intersects_bbox(n, filled=False) for n in names)
+    return through or any(line.intersects_bbox(box, filled=False) for line in lines)
+
+
+def line_to(box: Bbox, place: tuple[float, float]) -> Path:
+    """From the middle of a box to a point."""
+    return Path([((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), place])
 
 
 def off(box: Bbox, x: float, y: float) -> float:
@@ -179,7 +194,7 @@ def sides(width: float, height: float) -> list[tuple[float, float]]:
     """Where a box of that size may stand from a point, the nearest places first: offsets of its corner, in pixels."""
     across, middle = (-width / 2, 0.0, -width), -height / 2
     places = []
-    for far in (NEAR, 2 * NEAR, 4 * NEAR, 6 * NEAR, 8 * NEAR):
+    for far in (NEAR * times for times in (1, 2, 3, 4, 6, 8, 11)):
         places += [(far, middle), (-far - width, middle)]
         places += [(dx, dy) for dx, dy in product(across, (far, -far - height))]
         places += [(dx, dy) for dx, dy in product((far, -far - width), (far, -far - height))]
