@@ -17,7 +17,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.path import Path
-from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
 WIDE, NARROW = (7.6, 4.4), (3.5, 4.6)  # inches, for a screen and for a phone
@@ -91,7 +90,8 @@ def curve(samples: Sequence[float], losses: np.ndarray, family: str) -> str:
     samples (T,), losses (seeds, T) with NaN where a seed has no value, as after it diverged.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(2.7, 1.6))
+        figure, axes = plt.subplots(figsize=(2.9, 1.7))
+        figure.subplots_adjust(left=0.16, right=0.98, bottom=0.14, top=0.97)  # as cropped, in half the time
         line = np.nanmean(losses, axis=0)
         band = np.nanmin(losses, axis=0), np.nanmax(losses, axis=0)
         axes.fill_between(samples, *band, color=colour(family), alpha=0.25, linewidth=0)
@@ -99,7 +99,7 @@ def curve(samples: Sequence[float], losses: np.ndarray, family: str) -> str:
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
         axes.locator_params(nbins=4)
         axes.set_xlim(0, max(samples))
-        return svg(figure)
+        return svg(figure, crop=None)
 
 
 def scatter(
@@ -233,7 +233,7 @@ def log_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xticks([tick for tick in ticks if low / 1.5 < tick < high * 1.5])
     axes.xaxis.set_major_formatter("{x:,g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
 
 
 def apart(axes: Axes, values: Sequence[float], gap: float = 11) -> list[float]:
@@ -252,11 +252,11 @@ def escape(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, crop: str | None = "tight") -> str:
     """A figure as an <svg> element for the inside of an HTML page: no ids that could clash, no fixed size or font."""
     buffer = io.StringIO()
     figure.savefig(
-        buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        buffer, format="svg", transparent=True, bbox_inches=crop, metadata={"Date": None, "Creator": None}
     )
     plt.close(figure)
     text = buffer.getvalue()
