@@ -255,9 +255,7 @@ def escape(name: str) -> str:
 def svg(figure: Figure, crop: str | None = "tight") -> str:
     """A figure as an <svg> element for the inside of an HTML page: no ids that could clash, no fixed size or font."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, bbox_inches=crop, metadata={"Date": None, "Creator": None}
-    )
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches=crop, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
