@@ -316,6 +316,8 @@ def summary(board: Board) -> list[str]:
 def lead(board: Board) -> list[str]:
     """Who leads by FIRST, and who cannot be told apart from it."""
     if FIRST not in board.leaders:
+        if not board.columns and any(row.statuses["ok"] for row in board.rows):
+            return ["The data have no labels, so there is no accuracy to rank by."]
         return ["No self-supervised entry has finished under every seed, so nothing is ranked."]
     best = board.row(board.leaders[FIRST])
     estimate = best.cells[FIRST].estimate

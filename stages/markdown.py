@@ -213,9 +213,10 @@ def probable(p: float | None) -> str:
 
 
 def ranged(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None or estimate.half_width is None:
-        return number(estimate and estimate.mean, digits)
-    return f"{number(estimate.mean, digits)} ± {number(estimate.half_width, digits)}"
+    if estimate is None:
+        return NONE
+    interval = "" if estimate.half_width is None else f" ± {number(estimate.half_width, digits)}"
+    return minus(number(estimate.mean, digits) + interval)
 
 
 def scaled(value: float | None, quantity: Quantity) -> str:
@@ -226,7 +227,12 @@ def correlated(found: Correlation | None) -> str:
     if found is None:
         return NONE
     interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
-    return f"{found.value:.2f}{interval}".replace("-", "\N{MINUS SIGN}")
+    return minus(f"{found.value:.2f}{interval}")
+
+
+def minus(numbers: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return numbers.replace("-", "\N{MINUS SIGN}")
 
 
 def markdown(text: str) -> str:

@@ -35,7 +35,7 @@ TABLE = r"""
 \end{table}
 """
 SPREAD = r"mean and half its 95\,\%% interval (Student's~t) over %d seeds"
-ERROR = "mean, and in brackets the standard error of the test set alone"
+ERROR = "in brackets the standard error of the test set alone"
 STANDINGS = (
     r"Bold: the best self-supervised; $^=$: not told apart from it (paired $t$-test over seeds, Holm's correction)"
 )
@@ -48,15 +48,20 @@ def paper(boards: list[Board]) -> str:
 
 def table(b: Board) -> str:
     seeds = len(b.seeds)
-    said = f"{SPREAD % seeds}. {STANDINGS}" if seeds >= FEWEST else ERROR
+    said = [rf"Frozen encoders on {escape(b.modality.data['name'])}: accuracy on test in \%"]
+    said += [SPREAD % seeds] * (seeds >= FEWEST) + [ERROR] * any(map(bracketed, b.rows))
     parts = ["".join(f"{line(row, b)} \\\\\n" for row in rows) for rows in (b.methods, b.labelled, b.controls) if rows]
     return TABLE % {
-        "caption": rf"Frozen encoders on {escape(b.modality.data['name'])}: accuracy on test in \%; {said}.",
+        "caption": "; ".join(said) + "." + f" {STANDINGS}." * (seeds >= FEWEST),
         "label": re.sub("[^A-Za-z0-9]", "-", b.modality.name),
         "alignment": "r" * len(b.columns),
         "header": " & ".join(["Method", *(escape(label[0].upper() + label[1:]) for label in b.columns.values())]),
         "parts": "".join(f"\\midrule\n{part}" for part in parts).rstrip("\n"),
     }
+
+
+def bracketed(row: Row) -> bool:
+    return any(cell.estimate.half_width is None for cell in row.cells.values())
 
 
 def line(row: Row, b: Board) -> str:

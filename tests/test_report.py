@@ -1,4 +1,4 @@
-"""The report: statistics with known answers, and pages of made-up results in which all that can happen has."""
+"""The report: tables, sentences and pages of made-up results in which all that can happen has."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ import yaml
 from scipy import stats
 
 from stages import report
-from stages.board import BEST, COST, HEALTH, TIED, board, summary
+from stages.board import BEST, COST, HEALTH, MEASURES, TIED, board, summary
 from stages.paper import escape
 from stages.results import first_clause, read
 from stages.settings import InputError
@@ -434,8 +434,19 @@ def test_nothing_run_yet(tmp_path):
     report.main(tmp_path)
     table = table_of(tmp_path)
     assert table.leaders == {}
+    assert summary(table)[0] == "No self-supervised entry has finished under every seed, so nothing is ranked."
     assert {row.status for row in table.rows} == {"missing"}
     assert json.loads(written(tmp_path)["summary.json"])["image"] == {name: {} for name in TABLE}
+
+
+def test_without_labels_nothing_is_ranked(root):
+    for path in root.rglob("scores.json"):
+        write_json(path, json.loads(path.read_text()) | dict.fromkeys(MEASURES))
+    report.main(root)
+    table = table_of(root)
+    assert (table.leaders, table.columns, table.agreement, table.pareto) == ({}, {}, {}, [])
+    assert summary(table)[0] == "The data have no labels, so there is no accuracy to rank by."
+    assert "### Health" in written(root)["README.md"]
 
 
 def test_what_lies_around_is_not_read(root):
@@ -524,6 +535,19 @@ def test_latex_is_well_formed(files):
     known = {"begin", "end", "centering", "small", "caption", "label", "toprule", "midrule", "bottomrule", "textbf"}
     known |= {"pm", "textless", "textgreater", "textbar", "usepackage"}
     assert set(re.findall(r"\\([a-zA-Z]+)", text)) == known
+
+
+def test_latex_names_what_stands_behind_a_mean(files, tmp_path):
+    interval, error = "mean and half its 95", "in brackets the standard error of the test set alone"
+    assert interval in files["paper.tex"]
+    assert error in files["paper.tex"]  # of entries with a seed too few
+    assert re.search(r"^byol & 62.7 \(1.1\) & ", files["paper.tex"], re.MULTILINE)
+    write_results(tmp_path, seeds=[0], entries=["untrained", "simclr"])
+    report.main(tmp_path)
+    text = written(tmp_path)["paper.tex"]
+    assert error in text
+    assert interval not in text
+    assert r"\pm" not in text
 
 
 @pytest.mark.parametrize(
