@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
 WIDE, NARROW = (7.6, 4.4), (3.5, 4.6)  # inches, for a screen and for a phone
@@ -90,7 +90,8 @@ def curve(samples: Sequence[float], losses: np.ndarray, family: str) -> str:
     samples (T,), losses (seeds, T) with NaN where a seed has no value, as after it diverged.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(2.7, 1.6))
+        figure, axes = plt.subplots(figsize=(2.9, 1.7))
+        figure.subplots_adjust(left=0.16, right=0.98, bottom=0.14, top=0.97)  # as cropped, in half the time
         line = np.nanmean(losses, axis=0)
         band = np.nanmin(losses, axis=0), np.nanmax(losses, axis=0)
         axes.fill_between(samples, *band, color=colour(family), alpha=0.25, linewidth=0)
@@ -98,7 +99,7 @@ def curve(samples: Sequence[float], losses: np.ndarray, family: str) -> str:
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
         axes.locator_params(nbins=4)
         axes.set_xlim(0, max(samples))
-        return svg(figure)
+        return svg(figure, crop=None)
 
 
 def scatter(
@@ -140,12 +141,13 @@ def scatter(
 def write_names(axes: Axes, points: Sequence[Point]) -> None:
     """Each name near its point, in the first place inside the axes that covers no point and no other name.
 
-    Beside a point stands only a name that is nearest to it; one that stands off has a line to its point, and one
-    without a place is left out.
+    Beside a point stands only a name that is nearest to it; one that stands off has a line to its point, which runs
+    through no name; and one without a place is left out.
     """
     axes.figure.canvas.draw()  # fixes the scales, so that points have places in pixels
     places = axes.transData.transform([(point.seconds, point.accuracy) for point in points])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    lines: list[Path] = []
     scale = 72 / axes.figure.dpi
     for point, (x, y) in zip(points, places, strict=True):
         text = axes.annotate(
@@ -153,6 +155,7 @@ def write_names(axes: Axes, points: Sequence[Point]) -> None:
             (point.seconds, point.accuracy),
             (0, 0),
             textcoords="offset points",
+            va="bottom",
             fontsize=8,
             arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.5, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
         )
@@ -160,13 +163,26 @@ def write_names(axes: Axes, points: Sequence[Point]) -> None:
         boxes = [Bbox.from_bounds(x + dx, y + dy, width, height) for dx, dy in sides(width, height)]
         free = [b for b in boxes if inside(b, axes.bbox) and not any(b.overlaps(other) for other in taken)]
         clear = [b for b in free if off(b, x, y) > BESIDE or off(b, x, y) <= min(off(b, *place) for place in places)]
-        if not clear:
+        box = next((b for b in clear if not crosses(b, (x, y), taken[len(points) :], lines)), None)
+        if box is None:
             text.remove()
             continue
-        box = clear[0]
         taken.append(box)
         text.set_position(((box.x0 - x) * scale, (box.y0 - y) * scale))
         text.arrow_patch.set_visible(off(box, x, y) > BESIDE)
+        if off(box, x, y) > BESIDE:
+            lines.append(line_to(box, (x, y)))
+
+
+def crosses(box: Bbox, place: tuple[float, float], names: Sequence[Bbox], lines: Sequence[Path]) -> bool:
+    """Whether a line would run through a name, were this one in that box."""
+    through = off(box, *place) > BESIDE and any(line_to(box, place).intersects_bbox(n, filled=False) for n in names)
+    return through or any(line.intersects_bbox(box, filled=False) for line in lines)
+
+
+def line_to(box: Bbox, place: tuple[float, float]) -> Path:
+    """From the middle of a box to a point."""
+    return Path([((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), place])
 
 
 def off(box: Bbox, x: float, y: float) -> float:
@@ -178,7 +194,7 @@ def sides(width: float, height: float) -> list[tuple[float, float]]:
     """Where a box of that size may stand from a point, the nearest places first: offsets of its corner, in pixels."""
     across, middle = (-width / 2, 0.0, -width), -height / 2
     places = []
-    for far in (NEAR, 2 * NEAR, 4 * NEAR, 6 * NEAR, 8 * NEAR):
+    for far in (NEAR * times for times in (1, 2, 3, 4, 6, 8, 11)):
         places += [(far, middle), (-far - width, middle)]
         places += [(dx, dy) for dx, dy in product(across, (far, -far - height))]
         places += [(dx, dy) for dx, dy in product((far, -far - width), (far, -far - height))]
@@ -217,7 +233,7 @@ def log_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xticks([tick for tick in ticks if low / 1.5 < tick < high * 1.5])
     axes.xaxis.set_major_formatter("{x:,g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
 
 
 def apart(axes: Axes, values: Sequence[float], gap: float = 11) -> list[float]:
@@ -236,16 +252,15 @@ def escape(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, crop: str | None = "tight") -> str:
     """A figure as an <svg> element for the inside of an HTML page: no ids that could clash, no fixed size or font."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
-    )
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches=crop, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<clipPath.*?</clipPath>| clip-path="[^"]*"', "", text, flags=re.DOTALL)  # nothing leaves the axes
     text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"| version="1.1"', "", text)
     text = re.sub(rf'<g id="{TOLD}([^"]*)">', r"<g><title>\1</title>", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
