@@ -73,7 +73,7 @@ PREDICTORS = {
     "uniformity": Predictor("uniformity", -1),
     "spread": Predictor("spread", 1),
     "dead": Predictor("share of dead features", -1),
-    "held_out_bound": Predictor("bound on mutual information", 1),
+    "held_out_information": Predictor("bound on mutual information", 1),
     "clustering_nmi": Predictor("NMI of clusters", 1),
     "low_label": Predictor("probe with 1 % of labels", 1, cheap=False),
     FINETUNED: Predictor("fine-tuned", 1, cheap=False),
