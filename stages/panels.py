@@ -41,12 +41,15 @@ def panel(method: Method, folder: Path, device: torch.device) -> dict[str, Any] 
 def views(method: Method, folder: Path, device: torch.device, batch_size: int) -> dict[str, Any] | None:
     """What enters the networks of a method for a few held-out pictures that may be shown, a row for each view, as WebP.
 
-    None for a method that looks at no pictures, or at nothing but the pictures themselves.
+    None for a method that looks at no pictures, or at nothing but the pictures themselves; and where those that may be
+    shown do not fill a batch, which some methods need.
     """
     towers = [module for module in method.modules() if isinstance(module, (ResNet, ViT))]
     if "image" not in method.columns or not towers:
         return None
-    columns, chosen = showable(method, folder, device, batch_size)  # a whole batch: some need one to compare with
+    columns, chosen = showable(method, folder, device, batch_size)
+    if len(chosen) < batch_size:
+        return None
     batch = columns.rows(chosen)
     other = batch | {"image": torch.cat([255 - batch["image"][:1], batch["image"][1:]])}
     drawn = evenly(range(len(chosen)), VIEWED)

@@ -143,6 +143,10 @@ def test_what_sees_the_pictures_themselves_has_no_views(name, data, params):
     assert panels.views(built(params, name), data, torch.device("cpu"), 16) is None
 
 
+def test_pictures_that_do_not_fill_a_batch_are_no_views(data):
+    assert panels.views(Seer(in_turn=True), data, torch.device("cpu"), batch_size=129) is None
+
+
 @pytest.mark.parametrize("name", ["mae", "simmim"])
 def test_hidden_patches_are_grey(name, pictures, params):
     method = built(params, name, strength=0.0)
