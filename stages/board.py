@@ -286,7 +286,7 @@ def gain(entry: Entry, entries: list[Entry], measure: str, tested: Comparison | 
     floor = untrained(entry, entries)
     if floor is None or not entry.values(measure).keys() & floor.values(measure).keys():
         return None
-    found = statistics.difference(entry.values(measure), floor.values(measure))
+    found = tested.difference if tested else statistics.difference(entry.values(measure), floor.values(measure))
     return Gain(found.mean, found.low, found.high, found.n, tested.p if tested else None)
 
 

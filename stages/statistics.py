@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 ALPHA = 0.05  # of tests
 LEVEL = 1 - ALPHA  # of intervals
@@ -108,15 +108,6 @@ def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> E
     return estimate([values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())])
 
 
-def paired_p(values: Mapping[int, float], reference: Mapping[int, float]) -> float:
-    """The two-sided p of a paired t-test over the seeds of `reference`, all of which `values` must have."""
-    differences = [values[seed] - reference[seed] for seed in sorted(reference)]
-    mean, error = float(np.mean(differences)), standard_error(differences)
-    if error == 0:  # equal in every seed, or apart by the same amount in every seed: the limits of the test
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, len(differences) - 1))
-
-
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment of m p-values, in the order given."""
     adjusted, floor = [0.0] * len(ps), 0.0
@@ -129,17 +120,57 @@ def holm(ps: Sequence[float]) -> list[float]:
 def against(
     entries: Mapping[str, Mapping[int, float]], references: Mapping[str, Mapping[int, float]]
 ) -> dict[str, Comparison]:
-    """How each entry stands to the reference of its name, Holm-corrected over the entries.
+    """How each entry stands to the reference of its name: moderated t-tests, Holm-corrected over the entries.
 
-    Both are {name: {seed: value}} over the same seeds. Below three seeds nothing is tested, and the result is empty.
+    Both are {name: {seed: value}} over the same n seeds. Below three seeds nothing is tested, and the result is empty.
+
+    Three seeds tell little of how much one entry varies, but all entries together tell much of how much entries vary.
+    So what a seed does to all k alike is taken out, as its mean over entries and references; what remains of each is
+    its noise, whose variance is drawn towards that of the others (`moderated`). A difference has the noise of both.
+    With one entry and one reference that is the paired t-test. In simulated tables, something false is shown in 3 %
+    where all vary alike, in 5 to 7 % where standard deviations differ by a factor of 1.6, in up to 9 % where by 2.7.
     """
-    if any(len(reference) < FEWEST for reference in references.values()):
+    seeds = sorted(next(iter(references.values()), {}))
+    if len(seeds) < FEWEST:
         return {}
-    ps = holm([paired_p(values, references[name]) for name, values in entries.items()])
-    return {
-        name: Comparison(difference(values, references[name]), p)
-        for (name, values), p in zip(entries.items(), ps, strict=True)
-    }
+    n, rows = len(seeds), {}  # {an entry's values: its number}; a reference of many is one row
+    for values in (*entries.values(), *references.values()):
+        rows.setdefault(tuple(values[seed] for seed in seeds), len(rows))
+    x = np.array(list(rows))  # (k, n)
+    k, means, rest = len(x), x.mean(axis=1), x - x.mean(axis=0)
+    variances, freedom = moderated(rest.var(axis=1, ddof=1) * k / max(k - 1, 1), n - 1)
+    freedom = min(freedom, max(k - 1, 1) * (n - 1))
+    found = {}
+    for name, values in entries.items():
+        i, j = (rows[tuple(of[seed] for seed in seeds)] for of in (values, references[name]))
+        mean, error = float(means[i] - means[j]), 0.0 if i == j else math.sqrt((variances[i] + variances[j]) / n)
+        half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error)
+        # Without noise, any difference is certain: the limit of the test.
+        p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+        found[name] = Estimate(mean, mean - half, mean + half, n), p
+    adjusted = holm([p for _, p in found.values()])
+    return {name: Comparison(difference, p) for (name, (difference, _)), p in zip(found.items(), adjusted, strict=True)}
+
+
+def moderated(variances: np.ndarray, freedom: int) -> tuple[np.ndarray, float]:
+    """Variances (k,), each estimated with `freedom` degrees, drawn towards what they have in common; the degrees then.
+
+        (d0 s0^2 + d s^2) / (d0 + d)                   s0, d0: fitted to the spread of log s^2, by its first two moments
+
+    d0 is infinite where variances differ by no more than chance would have it: then there is but one. Smyth. 2004.
+    Linear Models and Empirical Bayes Methods for Assessing Differential Expression in Microarray Experiments.
+    Statistical Applications in Genetics and Molecular Biology 3, section 6.2. https://doi.org/10.2202/1544-6115.1027
+    """
+    d, positive = freedom, variances[variances > 0]
+    if len(positive) < 2:
+        return variances, d
+    logs = np.log(positive) - special.digamma(d / 2) + math.log(d / 2)
+    excess = logs.var(ddof=1) - special.polygamma(1, d / 2)
+    if excess <= 0:
+        return np.full_like(variances, variances.mean()), math.inf
+    half = optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1e-9, 1e9)  # d0 / 2
+    common = math.exp(logs.mean() + special.digamma(half) - math.log(half))  # s0^2
+    return (2 * half * common + d * variances) / (2 * half + d), 2 * half + d
 
 
 def compare(entries: Mapping[str, Mapping[int, float]]) -> tuple[str, dict[str, Comparison]]:
