@@ -29,10 +29,9 @@ NOTE = """\
 
 * **Accuracy** is on test, in percent: the mean over seeds and half its 95 % Student-t interval; below three measured
   seeds there is no interval, and s.e. is the standard error of the test set alone. "2 of 3 seeds": only so many count.
-  Bold: the best self-supervised entry whose every seed finished well, and those that a moderated t-test over seeds, with
-  Holm's correction over methods, cannot tell apart from it at the 5 % level. Over few seeds and many methods that test
-  sees only large and steady differences (over three seeds, the first of 28 must be 24 times its standard error): a tie
-  is no proof that two are equal.
+  Bold: the best self-supervised entry whose every seed finished well, and those that a moderated t-test over seeds
+  (which estimates noise over all methods together), with Holm's correction over methods, cannot tell apart from it at
+  the 5 % level: a tie is no proof that two are equal.
 * **Chosen depth**: of the features after each of the encoder's stages (a denoiser's also in noise), those that the
   probe prefers on validation data.
 * **Gain** is over the untrained encoder of the same architecture, by linear probe, in points, paired by seed. Bold
