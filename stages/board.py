@@ -189,15 +189,6 @@ class Board:
     def rows(self) -> list[Row]:
         return self.methods + self.labelled + self.controls
 
-    @cached_property
-    def seconds(self) -> float:
-        """Of pretraining, in all."""
-        return sum(value for row in self.rows for value in row.entry.values("seconds").values())
-
-    def share(self, row: Row) -> float | None:
-        """Of those seconds, in percent."""
-        return 100 * sum(row.entry.values("seconds").values()) / self.seconds if self.seconds else None
-
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.entry.name == name)
 

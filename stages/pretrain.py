@@ -241,7 +241,10 @@ def work(method: Method, folder: Path, device: torch.device, batch_size: int) ->
     if not method.columns:
         return None
     columns = Columns(folder / "validation", method.columns, device)
-    return cost.multiply_adds(method, columns.batch(0, min(batch_size, len(columns)), seed=0))
+    size = min(batch_size, len(columns))
+    batch = columns.batch(0, size, seed=0)
+    with torch.no_grad():
+        return cost.multiply_adds(lambda: method(batch), size)
 
 
 def count(module: torch.nn.Module) -> int:

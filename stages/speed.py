@@ -3,8 +3,7 @@
     python -m stages.speed [limit methods peers growth overhead] [--seconds 2] [--threads 2]
 
 Every figure comes from one run on the device at hand: what is compared runs in turns, so that a moment when the machine
-is busy hits all alike, and the medians of the turns are compared. They go to reports/speed.json, and `dvc repro report`
-shows them.
+is busy hits all alike, and the medians of the turns are compared. They go to reports/speed.json.
 """
 
 import argparse
@@ -23,14 +22,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import ssl_methods
 from ssl_methods import load_modality
 
 from . import devices
 from .columns import Columns, facts_of, manifest
+from .cost import multiply_adds
 from .files import write_json
 from .measures import knn, linear
 from .optimizers import optimizer_of
@@ -149,11 +147,9 @@ class Trainer:
         wait_for(self.device)
         return (self.taken - first) * self.entry.training.batch_size
 
-    def multiply_adds(self) -> float:
-        """Of one step, forward and backward, per sample, counted."""
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.step()
-        return counter.get_total_flops() / 2 / self.entry.training.batch_size
+    def multiply_adds(self) -> int:
+        """Of one step, forward and backward, per sample."""
+        return multiply_adds(self.step, self.entry.training.batch_size)
 
 
 class Clock:

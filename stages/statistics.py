@@ -125,10 +125,9 @@ def against(
     Both are {name: {seed: value}} over the same n seeds. Below three seeds nothing is tested, and the result is empty.
 
     Three seeds tell little of how much one entry varies, but all entries together tell much of how much entries vary.
-    So what a seed does to all k alike is taken out, as its mean over entries and references; what remains of each is
-    its noise, whose variance is drawn towards that of the others (`moderated`). A difference has the noise of both.
-    With one entry and one reference that is the paired t-test. In simulated tables, something false is shown in 3 %
-    where all vary alike, in 5 to 7 % where standard deviations differ by a factor of 1.6, in up to 9 % where by 2.7.
+    So the variance of each is drawn towards that of the others (`noise`), and a difference has the noise of both. With
+    one entry and one reference that is the paired t-test. In simulated tables, something false is shown in 3 % where
+    all vary alike, in 5 to 7 % where standard deviations differ by a factor of 1.6, in up to 9 % where by one of 2.7.
     """
     seeds = sorted(next(iter(references.values()), {}))
     if len(seeds) < FEWEST:
@@ -137,10 +136,7 @@ def against(
     for values in (*entries.values(), *references.values()):
         rows.setdefault(tuple(values[seed] for seed in seeds), len(rows))
     x = np.array(list(rows))  # (k, n)
-    k, means, rest = len(x), x.mean(axis=1), x - x.mean(axis=0)
-    variances, freedom = moderated(rest.var(axis=1, ddof=1) * k / max(k - 1, 1), n - 1)
-    freedom = min(freedom, max(k - 1, 1) * (n - 1))
-    found = {}
+    means, (variances, freedom), found = x.mean(axis=1), noise(x), {}
     for name, values in entries.items():
         i, j = (rows[tuple(of[seed] for seed in seeds)] for of in (values, references[name]))
         mean, error = float(means[i] - means[j]), 0.0 if i == j else math.sqrt((variances[i] + variances[j]) / n)
@@ -150,6 +146,18 @@ def against(
         found[name] = Estimate(mean, mean - half, mean + half, n), p
     adjusted = holm([p for _, p in found.values()])
     return {name: Comparison(difference, p) for (name, (difference, _)), p in zip(found.items(), adjusted, strict=True)}
+
+
+def noise(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """The variance over seeds of each row of x (k, n), entries by seeds, as (k,); and its degrees of freedom.
+
+    What a seed does to all entries alike moves no difference, and is taken out, as its mean over entries; the factor
+    k / (k - 1) gives back what this takes from the variance. What remains is `moderated`.
+    """
+    k, n = x.shape
+    rest = x - x.mean(axis=0)
+    variances, freedom = moderated(rest.var(axis=1, ddof=1) * k / max(k - 1, 1), n - 1)
+    return variances, min(freedom, max(k - 1, 1) * (n - 1))
 
 
 def moderated(variances: np.ndarray, freedom: int) -> tuple[np.ndarray, float]:
@@ -198,22 +206,18 @@ def places(entries: Mapping[str, Mapping[int, float]]) -> dict[str, Place]:
     `entries` is {name: {seed: value}}, every entry over the same n seeds; below three seeds there is no noise to draw
     from, and the result is empty.
 
-    An entry's mean is drawn from Student's t with n - 1 degrees of freedom around it, at the standard error of what
-    remains when the seed's common effect is taken out (its mean over entries, which moves no rank); the factor
-    k / (k - 1) gives back to the variance what this takes. Resampling the seeds themselves would be too coarse: three
-    give ten samples. Means that differ by more than their noise keep their place in at least 95 % of tables (simulated
-    with 8 and 28 entries); where many are closer than a twentieth of it the truly first is held to be further back too
-    often, as with every bootstrap of ranks (Hall and Miller. 2009. Using the bootstrap to quantify the authority of an
-    empirical ranking. Annals of Statistics 37, 3929).
+    An entry's mean is drawn from Student's t around it, with the variance and the degrees of freedom of `noise`.
+    Resampling the seeds themselves would be too coarse: three give ten samples. Means that differ by more than their
+    noise keep their place in at least 95 % of tables (simulated with 8 and 28 entries); where many are closer than a
+    twentieth of it the truly first is held to be further back too often, as with every bootstrap of ranks (Hall and
+    Miller. 2009. Using the bootstrap to quantify the authority of an empirical ranking. Annals of Statistics 37, 3929).
     """
     seeds = sorted(next(iter(entries.values()), {}))
     if len(seeds) < FEWEST:
         return {}
-    values = np.array([[entry[seed] for seed in seeds] for entry in entries.values()])  # (k, n)
-    k, n = values.shape
-    means, rest = values.mean(axis=1), values - values.mean(axis=0)
-    errors = np.sqrt(rest.var(axis=1, ddof=1) * k / max(k - 1, 1) / n)
-    drawn = means + errors * np.random.default_rng(0).standard_t(n - 1, size=(DRAWS, k))
+    x = np.array([[entry[seed] for seed in seeds] for entry in entries.values()])  # (k, n)
+    means, (variances, freedom) = x.mean(axis=1), noise(x)
+    drawn = means + np.sqrt(variances / len(seeds)) * np.random.default_rng(0).standard_t(freedom, size=(DRAWS, len(x)))
     ranks = stats.rankdata(-drawn, method="min", axis=1)  # (DRAWS, k)
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     bounds = np.quantile(ranks, tails, axis=0, method="inverted_cdf")

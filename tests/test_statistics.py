@@ -248,11 +248,12 @@ def test_mean_places_by_integration():
     """1 and, for each other entry, the probability that its mean is drawn above."""
     table = table_of([0.0, 0.3, 1.0], np.random.default_rng(1))
     values = np.array([list(entry.values()) for entry in table.values()])
-    rest = values - values.mean(axis=0)
-    means, errors = values.mean(axis=1), np.sqrt(rest.var(axis=1, ddof=1) / (2 / 3) / 3)
+    variances, freedom = statistics.noise(values)
+    means, t = values.mean(axis=1), stats.t(freedom)
 
     def above(j, i):
-        density = lambda x: stats.t.pdf(x, 2) * stats.t.sf((means[i] + errors[i] * x - means[j]) / errors[j], 2)  # noqa: E731
+        errors = np.sqrt(variances / 3)
+        density = lambda x: t.pdf(x) * t.sf((means[i] + errors[i] * x - means[j]) / errors[j])  # noqa: E731
         return integrate.quad(density, -np.inf, np.inf)[0]
 
     found = statistics.places(table)
