@@ -51,10 +51,6 @@ def trained(method: ssl_methods.Method, films: dict[str, Tensor], steps: int) ->
     return method.eval()
 
 
-def test_only_supervision_reads_a_label():
-    assert {name for name in TRAINED if "label" in ssl_methods.load(name).columns} == {"supervised_av"}
-
-
 # What is looked for
 
 
