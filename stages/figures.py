@@ -130,10 +130,9 @@ def scatter(
             dot.set_gid(f"{TOLD}{point}")
         log_scale(axes, [point.seconds for point in points])
         axes.margins(x=0.12, y=0.08)
-        beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        for name, level, y in zip(levels, levels.values(), apart(axes, list(levels.values())), strict=True):
+        write_at_edge(axes, levels)
+        for level in levels.values():
             axes.axhline(level, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (2, 3)))
-            axes.annotate(escape(name), (1, y), (5, 0), **beside)
         write_names(axes, sorted(points, key=lambda p: (p.name not in front, -p.accuracy)))
         return svg(figure)
 
@@ -215,11 +214,7 @@ def fewer_labels(lines: Sequence[Line], measure: str) -> str:
             plain = {"color": INK, "linewidth": 0.7, "alpha": 0.25}
             (curve,) = axes.plot(line.labels, line.accuracies, **(drawn if line.named else plain))
             curve.set_gid(f"{TOLD}{line.name}")
-        named = [line for line in lines if line.named]
-        places = apart(axes, [line.accuracies[-1] for line in named])
-        beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        for line, y in zip(named, places, strict=True):
-            axes.annotate(escape(line.name), (1, y), (5, 0), **beside)
+        write_at_edge(axes, {line.name: line.accuracies[-1] for line in lines if line.named})
         axes.set_xlabel("labels")
         axes.set_ylabel(f"{measure}, %")
         return svg(figure)
@@ -234,6 +229,13 @@ def log_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks([tick for tick in ticks if low / 1.5 < tick < high * 1.5])
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.minorticks_off()
+
+
+def write_at_edge(axes: Axes, heights: dict[str, float]) -> None:
+    """Names to the right of the axes, each as near its height as the others let it."""
+    beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 8}
+    for name, y in zip(heights, apart(axes, list(heights.values())), strict=True):
+        axes.annotate(escape(name), (1, y), (5, 0), **beside)
 
 
 def apart(axes: Axes, values: Sequence[float], gap: float = 11) -> list[float]:

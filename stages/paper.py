@@ -37,7 +37,7 @@ TABLE = r"""
 SPREAD = r"mean and half its 95\,\%% interval (Student's~t) over %d seeds"
 ERROR = "in brackets the standard error of the test set alone"
 STANDINGS = (
-    r"Bold: the best self-supervised; $^=$: not told apart from it (paired $t$-test over seeds, Holm's correction)"
+    r"Bold: the best self-supervised; $^=$: not told apart from it (moderated $t$-test over seeds, Holm's correction)"
 )
 
 

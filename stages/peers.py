@@ -3,12 +3,12 @@
 `pip install -e '.[peers]'` installs it. lightly, https://github.com/lightly-ai/lightly, MIT licence.
 """
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import ssl_methods
@@ -19,17 +19,16 @@ from .columns import Columns
 from .optimizers import optimizer_of
 from .pretrain import descend
 from .settings import Entry, InputError
-from .speed import wait_for
+from .speed import steps_within
+
+try:
+    from lightly import loss, transforms
+    from lightly.models import modules
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+except ImportError:
+    raise InputError("the part `peers` compares with lightly; run `pip install -e '.[peers]'` first") from None
 
 WORKERS = 2
-
-
-def lightly() -> None:
-    """Raises InputError where lightly is not installed."""
-    try:
-        import lightly.loss  # noqa: F401
-    except ImportError:
-        raise InputError("the part `peers` compares with lightly; run `pip install -e '.[peers]'` first") from None
 
 
 class Peer(nn.Module):
@@ -37,10 +36,6 @@ class Peer(nn.Module):
 
     def __init__(self, name: str, entry: Entry):
         super().__init__()
-        lightly()
-        from lightly.models.modules import BYOLPredictionHead
-        from lightly.models.utils import deactivate_requires_grad
-
         self.name, hyper = name, entry.hyper
         self.student, self.teacher, self.predictor = branch(name, entry), None, None
         if name in ("moco", "byol", "dino"):
@@ -48,7 +43,7 @@ class Peer(nn.Module):
             self.teacher.load_state_dict(self.student.state_dict())
             deactivate_requires_grad(self.teacher)
         if name == "byol":
-            self.predictor = BYOLPredictionHead(hyper["width"], hyper["hidden"], hyper["width"])
+            self.predictor = modules.BYOLPredictionHead(hyper["width"], hyper["hidden"], hyper["width"])
         self.loss = loss_of(name, entry)
 
     def forward(self, views: list[Tensor]) -> Tensor:
@@ -71,15 +66,11 @@ class Peer(nn.Module):
 
     def after_step(self, momentum: float = 0.99) -> None:
         if self.teacher is not None:
-            from lightly.models.utils import update_momentum
-
             update_momentum(self.student, self.teacher, momentum)
 
 
 def branch(name: str, entry: Entry) -> nn.Sequential:
     """The encoder and the method's projector."""
-    from lightly.models import modules
-
     encoder, hyper = ssl_methods.build_encoder(entry.encoder, {}), entry.hyper
     dim, width, hidden = encoder.dim, hyper["width"], hyper.get("hidden")
     heads = {
@@ -93,8 +84,6 @@ def branch(name: str, entry: Entry) -> nn.Sequential:
 
 
 def loss_of(name: str, entry: Entry) -> nn.Module:
-    from lightly import loss
-
     hyper = entry.hyper
     losses = {
         "simclr": lambda: loss.NTXentLoss(hyper["temperature"]),
@@ -108,8 +97,6 @@ def loss_of(name: str, entry: Entry) -> nn.Module:
 
 def transform_of(name: str, size: int, crops: int):
     """lightly's transform of that method, for pictures of that size."""
-    from lightly import transforms
-
     if name == "dino":
         return transforms.DINOTransform(global_crop_size=size, local_crop_size=size // 2, n_local_views=crops)
     if name in ("byol", "barlow_twins"):
@@ -128,8 +115,6 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.pictures)
 
     def __getitem__(self, row: int) -> list[Tensor]:
-        from PIL import Image
-
         return self.transform(Image.fromarray(np.ascontiguousarray(self.pictures[row].transpose(1, 2, 0))))
 
 
@@ -155,15 +140,13 @@ class Stock:
         self.batches.close()
         del self.loader
 
+    def step(self) -> None:
+        views = [view.to(self.device) for view in next(self.batches)]
+        descend(self.optimizer, self.model(views), 1e-4, self.clip)
+        self.model.after_step()
+
     def turn(self, seconds: float) -> int:
-        until, steps = time.perf_counter() + seconds, 0
-        while not steps or time.perf_counter() < until:
-            views = [view.to(self.device) for view in next(self.batches)]
-            descend(self.optimizer, self.model(views), 1e-4, self.clip)
-            self.model.after_step()
-            steps += 1
-        wait_for(self.device)
-        return steps * self.batch
+        return steps_within(seconds, self.step, self.device) * self.batch
 
 
 class Modules:
@@ -182,15 +165,14 @@ class Modules:
             return [*wide.chunk(2), *near.split(len(x))]
         return list(image.simclr_view(x.repeat(2, 1, 1, 1), strength).chunk(2))
 
+    def step(self) -> None:
+        x = image.unit(self.columns.batch(self.taken, self.entry.training.batch_size, seed=0)["image"])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            views = [view.contiguous(memory_format=torch.channels_last) for view in self.views(x)]
+            loss = self.model(views)
+        descend(self.optimizer, loss, 1e-4, self.entry.training.clip)
+        self.model.after_step()
+        self.taken += 1
+
     def turn(self, seconds: float) -> int:
-        until, first, batch = time.perf_counter() + seconds, self.taken, self.entry.training.batch_size
-        while self.taken == first or time.perf_counter() < until:
-            x = image.unit(self.columns.batch(self.taken, batch, seed=0)["image"])
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                views = [view.contiguous(memory_format=torch.channels_last) for view in self.views(x)]
-                loss = self.model(views)
-            descend(self.optimizer, loss, 1e-4, self.entry.training.clip)
-            self.model.after_step()
-            self.taken += 1
-        wait_for(self.device)
-        return (self.taken - first) * batch
+        return steps_within(seconds, self.step, self.device) * self.entry.training.batch_size

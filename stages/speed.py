@@ -108,6 +108,18 @@ def wait_for(device: torch.device) -> None:
 # ---- Training, step by step
 
 
+def steps_within(seconds: float, step: Callable[[], None], device: torch.device) -> int:
+    """How many steps, at least one, fit in about so long. Now and then, and at the end, the device is waited for."""
+    until, taken = time.perf_counter() + seconds, 0
+    while not taken or time.perf_counter() < until:
+        step()
+        taken += 1
+        if taken % 8 == 0:
+            wait_for(device)
+    wait_for(device)
+    return taken
+
+
 class Trainer:
     """One entry in training, on a prepared data set, as `pretrain.fit` trains it, without its bookkeeping."""
 
@@ -139,13 +151,7 @@ class Trainer:
 
     def turn(self, seconds: float) -> int:
         """Steps for about so long; returns the samples seen."""
-        until, first = time.perf_counter() + seconds, self.taken
-        while self.taken == first or time.perf_counter() < until:
-            self.step()
-            if self.taken % 8 == 0:
-                wait_for(self.device)
-        wait_for(self.device)
-        return (self.taken - first) * self.entry.training.batch_size
+        return steps_within(seconds, self.step, self.device) * self.entry.training.batch_size
 
     def multiply_adds(self) -> int:
         """Of one step, forward and backward, per sample."""
@@ -317,8 +323,6 @@ def probes(seconds: float) -> dict[str, list[dict[str, float]]]:
 
     def probe(rows: int, classes: int) -> float:
         data = features(rows, classes)
-        train = list(linear.fit(data, strengths=[1e-3], classes=classes))
-        assert train
         cpu = torch.device("cpu")
         return quickest(lambda: list(linear.fit(data, strengths=[1e-3], classes=classes)), cpu, seconds) / rows
 
