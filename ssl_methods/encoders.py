@@ -282,9 +282,9 @@ class TextTransformer(nn.Module):
         return features
 
     def mean(self, h: Tensor, ids: Tensor) -> Tensor:
-        """Of the tokens (N, L, D) that are no padding: (N, D)."""
+        """Of the tokens (N, L, D) that are no padding: (N, D). It is 0 where there are none."""
         real = (ids > 0)[:, :, None]
-        return (h * real).sum(1) / real.sum(1)
+        return (h.float() * real).sum(1) / real.sum(1).clamp(min=1)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.mean(self.tokens(ids), ids)  # (N, D)

@@ -22,6 +22,7 @@ from .board import (
 )
 from .page import NONE, number, signed
 from .results import Entry
+from .speed_report import Speed, Table
 from .statistics import Correlation, Estimate, Gain, Place
 
 NOTE = """\
@@ -61,7 +62,7 @@ NOTE = """\
 LEFT, RIGHT = ":--", "--:"
 
 
-def report(boards: list[Board]) -> str:
+def report(boards: list[Board], speed: Speed) -> str:
     """reports/README.md."""
     parts = [
         "# Results",
@@ -77,6 +78,9 @@ def report(boards: list[Board]) -> str:
             "Agreement with the linear probe": agreement(b),
         }
         parts += [f"### {title}\n\n{table}" for title, table in tables.items() if table]
+    if speed.tables:
+        parts += ["## Speed", markdown(speed.heading)]
+        parts += [f"### {table.title}\n\n{markdown(table.note)}\n\n{measured(table)}" for table in speed.tables]
     return "\n\n".join([*parts, NOTE])
 
 
@@ -165,6 +169,13 @@ def agreement(b: Board) -> str:
         for key, found in b.agreement.items()
     ]
     return grid(header, rows) if rows else ""
+
+
+def measured(table: Table) -> str:
+    """A table of speed: its first column names, the others are numbers."""
+    return grid(
+        dict.fromkeys(table.header, RIGHT) | {table.header[0]: LEFT}, [map(markdown, row) for row in table.rows]
+    )
 
 
 def grid(header: dict[str, str], rows: Iterable[Iterable[str]]) -> str:

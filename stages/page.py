@@ -16,6 +16,7 @@ from markupsafe import Markup
 from . import figures
 from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, summary
 from .results import CONTROLS
+from .speed_report import Speed
 from .statistics import Correlation
 
 TEMPLATES = Path(__file__).parent.parent / "reports/templates"
@@ -38,7 +39,7 @@ class Scale:
         return round(100 * min(1.0, max(0.0, share)), 1)
 
 
-def render(boards: list[Board]) -> str:
+def render(boards: list[Board], speed: Speed) -> str:
     """The page's HTML. Names are escaped; a name that a template misspells is an error."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -58,7 +59,8 @@ def render(boards: list[Board]) -> str:
         "quote": quote,
         "CORRELATIONS": Scale(-1, 1, {"none": 0.0}),
     }
-    return templates.get_template("index.html.j2").render(sections=[section(board) for board in boards])
+    page = templates.get_template("index.html.j2")
+    return page.render(sections=[section(board) for board in boards], speed=speed)
 
 
 def section(board: Board) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from . import datasets, devices, files
 from .fingerprint import fingerprint
 from .settings import RESOLVED, InputError, Settings, command, pick, read
 
-READ = ("columns", "embed", "partner_columns", "partners", "named")  # of a modality, by evaluation
+READ = (  # of a modality, by evaluation
+    "columns",
+    "embed",
+    "features",
+    "distorted",
+    "partner_columns",
+    "other_columns",
+    "partners",
+    "named",
+)
 PLAN, KEYS = Path("plan.json"), Path("keys.json")
 
 

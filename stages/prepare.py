@@ -59,6 +59,19 @@ def check(name: str, dataset: Dataset) -> None:
             raise InputError(
                 f"data set {name}: train has no row of class {', '.join(absent)}; add some, or drop the class"
             )
+    if dataset.prompts is not None:
+        check_prompts(f"data set {name}, prompts", dataset.prompts, len(dataset.classes))
+
+
+def check_prompts(where: str, prompts: Columns, classes: int) -> None:
+    """The names of the classes: a token and a label column, and at least one name for each class."""
+    if prompts.keys() != {"token", "label"} or len(prompts["token"]) != len(prompts["label"]):
+        raise InputError(f"{where}: they must be columns `token` and `label` of equally many rows")
+    if prompts["token"].dtype != np.int32 or prompts["token"].ndim != 2:
+        token = prompts["token"]
+        raise InputError(f"{where}: column token must be (P, L) int32, not {token.shape} {token.dtype}")
+    if set(prompts["label"].tolist()) != set(range(classes)):
+        raise InputError(f"{where}: every one of the {classes} classes needs a name, and no other has one")
 
 
 def check_columns(where: str, columns: Columns, dataset: Dataset) -> None:

@@ -19,11 +19,11 @@ from torch import Tensor
 import ssl_methods
 from ssl_methods import Method
 
-from . import checkpoint, devices, plan
+from . import checkpoint, cost, devices, plan
 from .columns import Columns, facts_of, manifest
 from .files import write_json
 from .optimizers import optimizer_of, pace
-from .panels import panel, sentences
+from .panels import panel, sentences, views
 from .progress import Progress
 from .settings import Entry, InputError, Training, command
 
@@ -207,9 +207,11 @@ def record(trained: Trained, entry: Entry, folder: Path, provenance: dict[str, A
         "samples_per_second": round(trained.samples / trained.seconds, 1) if trained.seconds else None,
         "encoder_parameters": count(trained.method.encoder),
         "method_parameters": count(trained.method),
+        "multiply_adds": work(trained.method, folder, device, entry.training.batch_size) if done else None,
         "peak_memory_mb": round(devices.peak_memory_mb(device), 1),
         "held_out": held_out(trained.method, folder, device, entry.training.batch_size) if done else {},
         "panel": panel(trained.method, folder, device) if done else None,
+        "views": views(trained.method, folder, device, entry.training.batch_size) if done else None,
         "said": sentences(trained.method, folder) if done else [],
         "provenance": provenance,
         "curve": [{key: float(f"{value:.5g}") for key, value in point.items()} for point in trained.curve],
@@ -232,6 +234,17 @@ def held_out(method: Method, folder: Path, device: torch.device, batch_size: int
         found.append(torch.stack([loss, *extras.values()]))
     means = torch.stack(found).mean(0).tolist() if found else []
     return {name: float(f"{mean:.5g}") for name, mean in zip(["loss", *extras], means, strict=True)} if found else {}
+
+
+def work(method: Method, folder: Path, device: torch.device, batch_size: int) -> int | None:
+    """Multiply-adds of the method's forward pass per sample; None where it takes no steps."""
+    if not method.columns:
+        return None
+    columns = Columns(folder / "validation", method.columns, device)
+    size = min(batch_size, len(columns))
+    batch = columns.batch(0, size, seed=0)
+    with torch.no_grad():
+        return cost.multiply_adds(lambda: method(batch), size)
 
 
 def count(module: torch.nn.Module) -> int:

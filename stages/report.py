@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import page
+from . import page, speed_report
 from .board import HEALTH, MEASURES, PREDICTORS, Board, Cell, Row, board
 from .files import replacing
 from .markdown import readme_table, report
 from .paper import paper
 from .results import Entry, Modality, Results, read
 from .settings import command
+from .speed_report import Speed
 from .statistics import Correlation
 
 LEADERBOARD = (
@@ -37,7 +38,7 @@ def main(root: Path = Path()) -> None:
     """Writes reports/ under `root`, and the tables in its README.md. Raises InputError as `results.read` does."""
     results = read(root)
     boards = [board(modality, results.seeds) for modality in results.modalities]
-    for name, text in outputs(results, boards).items():
+    for name, text in outputs(results, boards, speed_report.read(root)).items():
         write(root / "reports" / name, text)
     readme = root / "README.md"
     if readme.exists():
@@ -47,11 +48,11 @@ def main(root: Path = Path()) -> None:
         write(readme, text)
 
 
-def outputs(results: Results, boards: list[Board]) -> dict[str, str]:
+def outputs(results: Results, boards: list[Board], speed: Speed) -> dict[str, str]:
     """The text of each file of reports/, by name."""
     return {
-        "index.html": page.render(boards),
-        "README.md": report(boards),
+        "index.html": page.render(boards, speed),
+        "README.md": report(boards, speed),
         "paper.tex": paper(boards),
         "results.csv": to_csv(("modality", "method", "seed", "measure", "value", "status"), run_rows(results)),
         "curves.csv": to_csv(("modality", "method", "seed", "samples", "loss"), curve_rows(results)),

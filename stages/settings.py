@@ -61,6 +61,35 @@ class Training(Block):
 RESOLVED = ("override", "stand_in")  # the keys of a profile that are settled in each entry
 
 
+class LowLabel(Block):
+    """How few labels the linear probe gets: shares of train's, and so many of each class."""
+
+    shares: list[Annotated[float, Interval(gt=0, le=1)]] = Field(default_factory=list)
+    per_class: list[Count] = Field(default_factory=list)
+    draws: Count  # of each
+    strengths: list[Positive] = Field(min_length=1)  # of the penalty: fewer labels need more
+
+
+class FineTuning(Block):
+    """The recipe of end-to-end fine-tuning. As in `Training`."""
+
+    epochs: Count
+    batch_size: Annotated[int, Interval(ge=2)]
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: Positive
+    beta1: Fraction = 0.9
+    weight_decay: NonNegative = 0.0
+    warmup: Fraction = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class Transfer(Block):
+    """A linear probe on labels that no choice in pretraining could see: another column of the data."""
+
+    label: dict[str, str]  # {modality: the column}; measured where the data has it
+    strengths: list[Positive] = Field(min_length=1)
+
+
 class Evaluation(Block):
     """The protocol of evaluation. Choices among the lists are made on validation data."""
 
@@ -71,6 +100,9 @@ class Evaluation(Block):
     device: str = "auto"
     collapsed_spread: NonNegative = 0.01  # below it, features are called collapsed
     collapsed_rank: NonNegative = 1.5
+    low_label: LowLabel | None = None  # what is not given is not measured
+    finetune: FineTuning | None = None
+    transfer: Transfer | None = None
 
 
 class Range(Block):

@@ -342,11 +342,11 @@ def probes(seconds: float) -> dict[str, list[dict[str, float]]]:
 
 
 def overhead() -> dict[str, Any]:
-    """Seconds of a stage's start and end around no work, and of `dvc status` where nothing is to be done."""
+    """Seconds of a stage's start and end around no work, and of `dvc repro` where nothing is to be done."""
     stages = ("plan", "prepare", "pretrain", "evaluate", "sweep", "report")
     return {
         "import": {stage: taken([sys.executable, "-c", f"import stages.{stage}"]) for stage in stages},
-        "dvc status": [{"at": n, "seconds": idle(n)} for n in (30, 150, 400)],
+        "dvc repro": [{"at": n, "seconds": idle(n)} for n in (30, 150, 400)],
     }
 
 

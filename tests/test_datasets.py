@@ -1,5 +1,6 @@
 """Data sets and the stage that prepares them: real ones where they are installed, tiny ones made here elsewhere."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -670,6 +671,25 @@ def test_check_accepts_what_is_right():
 )
 def test_check_refuses_columns_that_stages_cannot_use(split, column, array, part):
     assert part in refuses(stage.check, "mine", replaced(valid(), split, column, array))
+
+
+def prompts(token=(2, 4), label=(0, 1), dtype=np.int32):
+    return {"token": np.zeros(token, dtype), "label": np.array(label)}
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"token": np.zeros((2, 4), np.int32)}, "columns `token` and `label`"),
+        (prompts(token=(3, 4)), "equally many rows"),
+        (prompts(dtype=np.int64), "(P, L) int32, not (2, 4) int64"),
+        (prompts(label=(0, 0)), "every one of the 2 classes needs a name"),
+        (prompts(label=(0, 2)), "no other has one"),
+    ],
+)
+def test_check_refuses_prompts_that_do_not_name_the_classes(given, part):
+    stage.check("mine", dataclasses.replace(valid(), prompts=prompts()))
+    assert part in refuses(stage.check, "mine", dataclasses.replace(valid(), prompts=given))
 
 
 def test_check_refuses_missing_and_empty_splits_and_labels_without_classes():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
 from stages.measures import Labelled, accuracy, best, joined, knn, linear, standard_error
@@ -82,12 +83,12 @@ def test_one_search_and_any_block_give_the_same_predictions():
 def test_k_is_chosen_on_validation_and_the_bank_then_holds_both():
     train, validation, test = splits(apart=0.5)
     kind = {"temperature": 0.07, "classes": 4}
-    voted = knn.classify(train, validation, test, ks=[1, 10, 50], **kind)
     curve = knn.scores(train, validation, ks=[1, 10, 50], **kind)
+    voted = knn.read(curve, train, validation, test, **kind)
     assert len(set(curve.values())) > 1
     assert voted.validation == curve[voted.k] == max(curve.values())
     assert voted.test == knn.scores(joined(train, validation), test, ks=[voted.k], **kind)[voted.k]
-    scrambled = knn.classify(train, validation, (test[0], test[1].roll(1)), ks=[1, 10, 50], **kind)
+    scrambled = knn.read(curve, train, validation, (test[0], test[1].roll(1)), **kind)
     assert (scrambled.k, scrambled.validation) == (voted.k, voted.validation)
     assert scrambled.test != voted.test
 
@@ -194,6 +195,13 @@ def test_separable_data_has_finite_weights_and_no_mistakes():
     assert classifier.weight.abs().max() < 100
 
 
+def test_a_coarse_probe_stops_early_and_says_the_same():
+    train, validation, _ = splits(apart=0.5)
+    exact = linear.choose(train, validation, strengths=STRENGTHS, classes=4)
+    coarse = linear.choose(train, validation, strengths=STRENGTHS, classes=4, change=linear.COARSE)
+    assert coarse == pytest.approx(exact, abs=1)
+
+
 def test_a_class_without_rows_is_never_predicted():
     data = clusters(200)
     ((_, classifier),) = linear.fit(data, strengths=[1e-2], classes=6)
@@ -243,6 +251,7 @@ def test_retrieval_of_what_is_alike():
         "r10": 100.0,
         "median_rank": 1.0,
         "chance_r1": pytest.approx(5.0),
+        "map": 100.0,
     }
 
 
@@ -306,6 +315,62 @@ def test_retrieval_among_several_partners_is_that_of_a_slow_count():
     assert found["r1"] == pytest.approx(100 * sum(place == 1 for place in places) / 20)
     assert found["r5"] == pytest.approx(100 * sum(place <= 5 for place in places) / 20)
     assert found["median_rank"] == pytest.approx(torch.tensor(places).double().quantile(0.5).item())
+
+
+def test_average_precision_is_scikit_learns_where_nothing_is_tied():
+    torch.manual_seed(0)
+    queries, gallery = torch.randn(20, 4), torch.randn(35, 4)
+    wanted, names = torch.arange(20) % 9, torch.arange(35) % 9
+    similarity = F.cosine_similarity(queries[:, None], gallery[None], dim=2)
+    precision = [
+        average_precision_score(names == name, row) for name, row in zip(wanted.tolist(), similarity, strict=True)
+    ]
+    for block in (6, 1024):
+        found = retrieval(queries, gallery, wanted=wanted, names=names, block=block)
+        assert found["map"] == pytest.approx(100 * sum(precision) / 20, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gallery", "names", "expected"),
+    [
+        ([0.0, 0.1, 0.3, 0.6], [7, 8, 7, 8], (1 / 1 + 2 / 3) / 2),
+        ([0.1, 0.1, 0.3, 0.6], [7, 8, 8, 8], 1 / 1.5),  # tied with one that is wrong: half a place
+        ([0.1, 0.1, 0.1, 0.6], [7, 7, 8, 8], 1.5 / 2),  # each: 1 + 1/2 among partners, 1 + 1/2 + 1/2 among all
+        ([0.1, 0.1, 0.1, 0.1], [7, 8, 8, 8], 1 / 2.5),  # all alike: in the middle
+    ],
+)
+def test_average_precision_by_hand(gallery, names, expected):
+    angle = torch.tensor(gallery)
+    found = retrieval(
+        torch.tensor([[1.0, 0.0]]),
+        torch.stack([angle.cos(), angle.sin()], dim=1),
+        wanted=torch.tensor([7]),
+        names=torch.tensor(names),
+    )
+    assert found["map"] == pytest.approx(100 * expected)
+
+
+def test_a_partner_that_is_no_number_comes_last():
+    gallery = torch.tensor([[torch.nan, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    found = retrieval(torch.tensor([[1.0, 0.0]]), gallery, wanted=torch.tensor([0]), names=torch.arange(4))
+    assert (found["median_rank"], found["map"]) == (4.0, 25.0)
+
+
+def test_what_is_of_the_querys_own_group_is_passed_over():
+    """Concepts 0, 1 by vendors 0, 1, and a second drawing of concept 0 by vendor 0, which is no answer to the first."""
+    angle = torch.tensor([0.0, 0.01, 0.5, 0.1, 1.5])
+    h = torch.stack([angle.cos(), angle.sin()], dim=1)
+    concept, vendor = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 0, 1])
+    places = []
+    for i in range(5):
+        others = [j for j in range(5) if not (concept[j] == concept[i] and vendor[j] == vendor[i])]
+        others.sort(key=lambda j, i=i: float((angle[i] - angle[j]).abs()))
+        right = [place for place, j in enumerate(others, 1) if concept[j] == concept[i]]
+        places.append(sum(n / place for n, place in enumerate(right, 1)) / len(right))
+    found = retrieval(h, h, wanted=concept, names=concept, beyond=(vendor, vendor))
+    assert found["map"] == pytest.approx(100 * sum(places) / 5)
+    assert found["r1"] == 0  # without the groups, the twin of the first would be found
+    assert retrieval(h, h, wanted=concept, names=concept)["r1"] == 100
 
 
 # ---- Zero-shot

@@ -1,5 +1,7 @@
 """The page and its figures: known answers for what is drawn, and pages with and without all that runs may record."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -8,12 +10,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
+from PIL import Image
+from test_methods import small
 from test_report import HOSTILE, TABLE, write_json, write_results
 
-from stages import figures, page
+from ssl_methods import Method
+from ssl_methods.encoders import ResNet, patchify
+from ssl_methods.modalities import image
+from stages import figures, page, panels, pretrain, speed_report
 from stages.board import board
 from stages.results import Run, read
 from stages.statistics import Correlation
@@ -24,7 +32,7 @@ WEBP = "UklGRhgAAABXRUJQVlA4TAwAAAAvAAAAAAfQ//73v/8BiOh/AAA="  # one white pixel
 
 def rendered(root):
     results = read(root)
-    return page.render([board(modality, results.seeds) for modality in results.modalities])
+    return page.render([board(modality, results.seeds) for modality in results.modalities], speed_report.read(root))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +83,91 @@ def enrich(root):
                 point["effective_rank"] = 10 + point["step"] / 100
             write_json(folder / "pretrain.json", pretrain)
             write_json(folder / "evaluate.json", evaluate)
+
+
+# What a method sees
+
+
+class Seer(Method):
+    """Shows its encoder the mirrored picture and the negative, one view after the other or picture by picture."""
+
+    columns = ("image",)
+
+    def __init__(self, *, in_turn: bool):
+        super().__init__()
+        self.encoder, self.in_turn = ResNet(width=4, blocks=[1]).eval(), in_turn
+
+    def forward(self, batch):
+        x = image.unit(batch["image"])
+        views = torch.stack([x.flip(3), 1 - x], dim=0 if self.in_turn else 1)
+        return self.encoder(views.flatten(0, 1)).mean(), {}
+
+
+@pytest.fixture
+def data(tmp_path, pictures):
+    """Held-out pictures, of which the odd may be shown."""
+    (tmp_path / "validation").mkdir()
+    np.save(tmp_path / "validation/image.npy", pictures.numpy())
+    show = {"validation": list(range(1, len(pictures), 2))}
+    write_json(tmp_path / "manifest.json", {"classes": [], "facts": {}, "show": show})
+    return tmp_path
+
+
+def built(params, name, **hyper):
+    return pretrain.build_method(small(params.entry("image", name), **hyper), {"size": 16, "classes": 2}, seed=0).eval()
+
+
+def tiles(webp, rows):
+    """A sheet taken apart again: (rows, pictures, 3, h, w) in [0, 1]."""
+    sheet = torch.tensor(np.array(Image.open(io.BytesIO(base64.b64decode(webp))).convert("RGB"))) / 255
+    sheet = sheet.permute(2, 0, 1).unflatten(2, (panels.VIEWED, -1)).unflatten(1, (rows, -1))
+    return sheet.permute(1, 3, 0, 2, 4)[..., 1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_views_are_of_the_pictures_above_them(in_turn, data, pictures):
+    found = panels.views(Seer(in_turn=in_turn), data, torch.device("cpu"), batch_size=16)
+    assert found["rows"] == ["picture", "view 1", "view 2"]
+    batch = pictures[1::2][::8]  # 16 of the 128 that may be shown, evenly spread, and 8 of those
+    expected = batch[::2].float() / 255
+    seen = tiles(found["webp"], 3)
+    for shown, true in zip(seen, (expected, expected.flip(3), 1 - expected), strict=True):
+        error = (shown - true).abs().mean((1, 2, 3))
+        others = (shown[:, None] - true[None]).abs().mean((2, 3, 4))
+        assert error.max() < 0.06  # what WebP loses
+        assert (others.argmin(1) == torch.arange(8)).all()
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "untrained"])
+def test_what_sees_the_pictures_themselves_has_no_views(name, data, params):
+    assert panels.views(built(params, name), data, torch.device("cpu"), 16) is None
+
+
+def test_pictures_that_do_not_fill_a_batch_are_no_views(data):
+    assert panels.views(Seer(in_turn=True), data, torch.device("cpu"), batch_size=129) is None
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim"])
+def test_hidden_patches_are_grey(name, pictures, params):
+    method = built(params, name, strength=0.0)
+    batch = {"image": pictures[:16]}
+    (seen,) = panels.entered(method, [method.encoder], batch)
+    patches, true = patchify(seen, method.encoder.patch), patchify(pictures[:16] / 255, method.encoder.patch)
+    hidden = (patches == 0.5).all(2)
+    length = method.encoder.length
+    count = length - method.visible if name == "mae" else round(0.6 * (method.side // 2) ** 2 + 0.499) * 4
+    assert (hidden.sum(1) == count).all()
+    torch.testing.assert_close(patches[~hidden], true[~hidden], rtol=0, atol=1e-6)
+    assert not method.encoder.transformer._forward_pre_hooks  # as it was
+
+
+def test_views_that_stand_together_are_told_from_views_in_turn():
+    x = torch.arange(6)
+    in_turn = panels.by_view(x, torch.tensor([1, 0, 0, 1, 0, 0]).bool(), pictures=3)
+    together = panels.by_view(x, torch.tensor([1, 1, 0, 0, 0, 0]).bool(), pictures=3)
+    assert [view.tolist() for view in in_turn] == [[0, 1, 2], [3, 4, 5]]
+    assert [view.tolist() for view in together] == [[0, 2, 4], [1, 3, 5]]
+    assert panels.by_view(x, torch.zeros(6).bool(), pictures=4) == ()
 
 
 # Figures

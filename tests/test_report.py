@@ -653,6 +653,21 @@ def test_readme_block(root, table):
     assert (root / "README.md").read_text() == text
 
 
+def test_what_was_measured_of_speed_is_a_section_of_both_documents(root):
+    report.main(root)
+    assert 'id="speed"' not in (root / "reports/index.html").read_text()
+    limit = {"tera_multiply_adds_float32": 0.25, "copy_gigabytes": 12.6}
+    growth = {"width": [{"at": 16, "seconds": 1e-3}, {"at": 64, "seconds": 4e-3}]}
+    write_json(root / "reports/speed.json", {"device": HOSTILE, "torch": "2", "limit": limit, "growth": growth})
+    report.main(root)
+    text, page = (root / "reports/README.md").read_text(), (root / "reports/index.html").read_text()
+    assert "### As work grows" in text
+    assert "| width | 16, 64 | 1,000, 4,000 | +1.00 |" in text
+    assert 'id="speed"' in page
+    assert '<td class="number">1,000, 4,000</td>' in page
+    assert HOSTILE not in text + page
+
+
 def test_readme_without_markers_is_left_alone(root):
     (root / "README.md").write_text("Nothing here.\n")
     report.main(root)

@@ -10,7 +10,7 @@ from test_methods import SMALL, TRAINING
 from torch import Tensor
 
 from ssl_methods.modalities import image
-from stages import settings, speed
+from stages import settings, speed, speed_report
 from stages.cost import multiply_adds
 from stages.files import write_json
 from stages.settings import InputError
@@ -168,3 +168,46 @@ def test_data_that_is_not_prepared_is_named(tmp_path, monkeypatch):
 
 def test_a_pipeline_of_done_stages_is_idle():
     assert speed.idle(3) > 0  # it raises where a stage runs that must not: its command would be missing
+
+
+def test_the_exponent_is_the_slope_on_logarithmic_axes():
+    assert speed_report.exponent([{"at": n, "seconds": 7 * n**2} for n in (3, 5, 50)]) == pytest.approx(2)
+    assert speed_report.exponent([{"at": n, "seconds": 7} for n in (3, 5)]) == pytest.approx(0)
+
+
+def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
+    def pace(median: float) -> dict[str, float]:
+        return {"median": median, "low": median / 2, "high": median * 2}
+
+    found = {
+        "device": "cpu: made, 2 threads",
+        "torch": "2.0",
+        "limit": {"tera_multiply_adds_float32": 0.25, "copy_gigabytes": 12.6},
+        "peers": {"simclr": {"ours": pace(4000), "over_modules": 1.5, "over_stock": 4.25}},
+        "growth": {"width": [{"at": 16, "seconds": 1e-3}, {"at": 64, "seconds": 2e-3}]},
+        "methods": {
+            "image/simclr": {
+                "samples_per_second": pace(1234),
+                "multiply_adds": 9.5e6,
+                "share_of_peak": 33.3,
+                "phases": {"forward": 60.0, "backward": 40.0},
+            }
+        },
+    }
+    write_json(tmp_path / "reports/speed.json", found)
+    read = speed_report.read(tmp_path)
+    assert "cpu: made, 2 threads" in read.heading
+    assert "0.25 in float32 of 10^12" in read.heading
+    rows = {table.title: table.rows for table in read.tables}
+    assert rows == {
+        "Beside lightly": [["simclr", "4,000 (2,000 to 8,000)", "1.5", "4.2"]],
+        "As work grows": [["width", "16, 64", "1,000, 2,000", "+0.50"]],
+        "Where a step's time goes": [
+            ["image/simclr", "1,234 (617 to 2,468)", "9.5", "33.3", "0", "0", "60", "40", "0", "0"]
+        ],
+    }
+    assert all(len(row) == len(table.header) for table in read.tables for row in table.rows)
+
+
+def test_nothing_is_read_where_nothing_was_measured(tmp_path):
+    assert not speed_report.read(tmp_path).tables

@@ -258,7 +258,8 @@ def test_the_means_of_a_pair_are_those_of_its_sentences(sentences):
     follows[3] = 0  # nothing follows
     pair = torch.cat([ids, follows[:, 1:]], dim=1)
     h = torch.randn(*pair.shape, 5)
-    u, v = text.means(h, pair)
+    encoder = TextTransformer(vocabulary=9, length=12, width=8, depth=1, heads=2)
+    u, v = text.means(encoder, h, pair)
     for row in range(8):
         torch.testing.assert_close(u[row], h[row, :12][ids[row] > 0].mean(0))
         after = h[row, 12:][follows[row, 1:] > 0]

@@ -60,11 +60,12 @@ class KMeans(Method):
         self.turn = self.passes_done()
         drawn = random_patches(image.unit(batch["image"]), self.patches, self.encoder.patch)
         drawn = self.encoder.normalise(drawn)  # (M, P)
-        enqueue(self.latest, gather(drawn))
+        every = gather(drawn)
+        enqueue(self.latest, every)
         if self.turn == 0:
             self.drawn.add(drawn)
             return drawn.var(0).sum(), {}  # as far as patches are from a single centroid
-        x = in_float32(self.encoder.whiten)(gather(drawn))
+        x = in_float32(self.encoder.whiten)(every)
         distance, member = nearest(x, self.encoder.centroids)
         self.members += member.sum(0)[:, None]
         self.sums += member.double().T @ x.double()

@@ -7,8 +7,12 @@ https://arxiv.org/abs/1911.05722, with the head and the views of MoCo v2, https:
     L = -log  exp(q.k / T) / (exp(q.k / T) + sum_{i in queue} exp(q.k_i / T))          Eq. (1)
     f' <- m f' + (1 - m) f                                                              Eq. (2)
 
+log(K + 1) - L, for a queue of K, bounds the views' mutual information: `information` (see simclr.py).
+
 Departs from the paper: no shuffled batch-norm, which needs several devices; batch-norm in the head.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +60,8 @@ class MoCo(Method):
         q = F.normalize(self.student(x1), dim=1)  # (N, D)
         with torch.no_grad():
             self.keys = F.normalize(self.teacher(x2), dim=1)  # (N, D)
-        return info_nce(q, self.keys, self.queue, self.temperature), {}
+        loss = info_nce(q, self.keys, self.queue, self.temperature)
+        return loss, {"information": math.log(len(self.queue) + 1) - loss.detach()}
 
     def after_step(self):
         follow(self.teacher, self.student, self.momentum)

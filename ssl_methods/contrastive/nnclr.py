@@ -7,8 +7,12 @@ of Visual Representations. ICCV 2021. https://arxiv.org/abs/2104.14548
     NN(z) = argmin_{s in queue} |z - s|                                    section 3.2; all are of unit length
     L = -log  exp(NN(z1) . p2 / T) / sum_k exp(NN(z1) . p2_k / T)          section 3.2; and with the views swapped
 
+log N - L is a bound on mutual information, of a picture's neighbour and its view: `information` (see simclr.py).
+
 Departs from the paper: both views share one pass, and so their batch-norm statistics.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +66,8 @@ class NNCLR(Method):
         self.keys = z1
         loss1 = neighbour_contrast(nearest(z1, self.queue), p2, self.temperature)
         loss2 = neighbour_contrast(nearest(z2, self.queue), p1, self.temperature)
-        return (loss1 + loss2) / 2, {}
+        loss = (loss1 + loss2) / 2
+        return loss, {"information": math.log(len(z1)) - loss.detach()}
 
     def after_step(self):
         enqueue(self.queue, gather(self.keys))

@@ -37,7 +37,7 @@ class BERT(Method):
         h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L - 1, D)
         words, target = self.head(h, places, self.encoder.embed.weight), pair.gather(1, places)  # (N, M, V), (N, M)
         masked = token_loss(words, target, chosen)
-        order, right_order = self.order(*text.means(h, pair), y, counts)
+        order, right_order = self.order(*text.means(self.encoder, h, pair), y, counts)
         right = token_accuracy(words, target, chosen)
         unigram = self.unigram.loss(target, chosen)
         extras = {"accuracy": right, "nats": masked.detach(), "unigram": unigram, "next": right_order}

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 columns = ("image",)
+partner_columns = ()
+other_columns = ("concept", "vendor")  # where the data has them
 
 TRIES = 10  # torchvision's RandomResizedCrop too gives up after ten boxes that do not fit
 SMALLEST_CROP = 0.04  # of the area, a fifth of each side: below it a 32 x 32 picture is a few blurred pixels
@@ -23,6 +25,34 @@ SMALLEST_CROP = 0.04  # of the area, a fifth of each side: below it a 32 x 32 pi
 def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What evaluation reads: the features (N, D) of each tower, here only one, at each of its depths, by name."""
     return {"image": encoder.depths(unit(batch["image"]))}
+
+
+def features(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The deepest features (N, D) alone, as fine-tuning needs them."""
+    return encoder(unit(batch["image"]))
+
+
+def distorted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with a view of each picture, for measures that compare views: SimCLR's, as published."""
+    return {**batch, "image": simclr_view(unit(batch["image"]))}
+
+
+def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What evaluation looks for in what: the same concept, drawn by another vendor, where the data tells.
+
+    Pictures (N,) look through all others, but those of their own concept and vendor. Features are the deepest.
+    """
+    if not set(other_columns) <= columns.keys():
+        return {}
+    *_, h = towers["image"].values()  # (N, D)
+    concept, vendor = (columns[name].unique(return_inverse=True)[1] for name in other_columns)
+    drawn = torch.zeros(int(concept.max()) + 1, int(vendor.max()) + 1, dtype=torch.bool, device=h.device)
+    drawn[concept, vendor] = True
+    asked = (drawn.sum(1) > 1)[concept]  # some other vendor has it too
+    if not asked.any():
+        return {}
+    query = {"queries": h[asked], "gallery": h, "wanted": concept[asked], "names": concept}
+    return {"same concept, another vendor": {**query, "beyond": (vendor[asked], vendor)}}
 
 
 def unit(x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from .image import unit
 
 columns = ("image", "token")
 partner_columns = ("token",)
+other_columns = image.other_columns
+distorted = image.distorted
 
 
 def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -21,19 +23,26 @@ def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, T
     return encoder.depths(unit(batch["image"]), batch["token"])
 
 
+def features(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The picture's deepest features (N, D) alone, as fine-tuning needs them."""
+    return image.features(encoder.eye if isinstance(encoder, ImageText) else encoder, batch)
+
+
 def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What evaluation looks for in what: a picture's caption among all that differ, and a caption's pictures.
 
-    Of pictures with one caption, each is right. Features are those of the space that both towers share.
+    Of pictures with one caption, each is right. Features are those of the space that both towers share. Beside them,
+    what pictures alone look for.
     """
+    found = image.partners(towers, columns)
     if "text" not in towers:
-        return {}
+        return found
     pictures, texts = towers["image"]["shared"], towers["text"]["shared"]
     caption = columns["token"].unique(dim=0, return_inverse=True)[1]  # (N,)
     place = torch.arange(len(caption), device=caption.device)
     first = place.new_full((int(caption.max()) + 1,), len(caption)).scatter_reduce(0, caption, place, "amin")  # (M,)
     each = caption[first]
-    return {
+    return found | {
         "image to text": {"queries": pictures, "gallery": texts[first], "wanted": caption, "names": each},
         "text to image": {"queries": texts[first], "gallery": pictures, "wanted": each, "names": caption},
     }

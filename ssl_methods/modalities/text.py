@@ -20,6 +20,11 @@ def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, T
     return {"text": encoder.depths(batch["token"])}
 
 
+def features(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The deepest features (N, D) alone, as fine-tuning needs them."""
+    return encoder(batch["token"])
+
+
 def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What evaluation looks for in what: articles by their headline, or else their first sentence.
 
@@ -79,13 +84,11 @@ def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([ids, second], dim=1), true, has_next & has_next[other]
 
 
-def means(h: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+def means(encoder: nn.Module, h: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each sentence's tokens in a pair of `pairs`: (N, 2L - 1, D), (N, 2L - 1) -> (N, D) twice.
 
     It is 0 where a sentence is missing.
     """
     parts = pair.shape[1] // 2 + 1, pair.shape[1] // 2  # L and L - 1
-    real = (pair > PAD)[:, :, None].float()
-    sums = (h.float() * real).split(parts, dim=1)
-    u, v = (s.sum(1) / r.sum(1).clamp(min=1) for s, r in zip(sums, real.split(parts, dim=1), strict=True))
-    return u, v
+    (h1, h2), (ids1, ids2) = h.split(parts, dim=1), pair.split(parts, dim=1)
+    return encoder.mean(h1, ids1), encoder.mean(h2, ids2)

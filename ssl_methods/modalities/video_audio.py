@@ -19,6 +19,11 @@ def embed(encoder: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, T
     return encoder.depths(unit(batch["video"]), unit(batch["sound"]))
 
 
+def features(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The sound's deepest features (N, D) alone, as fine-tuning needs them."""
+    return encoder.sound(unit(batch["sound"]))
+
+
 def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What evaluation looks for in what: a sound's film among those of its class, and the reverse.
 

@@ -30,5 +30,5 @@ class NSP(Method):
 
     def forward(self, batch):
         pair, y, counts = text.pairs(batch["token"], batch["next"])  # (N, 2L - 1), (N,), (N,)
-        loss, right = self.order(*text.means(self.encoder.tokens(pair), pair), y, counts)
+        loss, right = self.order(*text.means(self.encoder, self.encoder.tokens(pair), pair), y, counts)
         return loss, {"next": right}

@@ -13,20 +13,21 @@ def log_mel(samples: np.ndarray, ticks: int, mels: int) -> np.ndarray:
 
     0 stands for -80 dB and less, 255 for 0 dB, in equal steps; a sine of amplitude 1 reaches 0 dB. Windows (Hann) are
     two ticks long, and centred on their tick; filters are HTK's triangles, from 0 Hz to half the rate. The sample's
-    mean does not count. Raises InputError where filters are so narrow that one would hear nothing.
+    mean does not count. It is reckoned in doubles, so that machines that round otherwise make the same bytes. Raises
+    InputError where filters are so narrow that one would hear nothing.
     """
     rate = samples.shape[1]
     size = max(2, round(2 * rate / ticks))
     filters = mel_filters(rate, size // 2 + 1, mels)  # (bins, mels)
     if not filters.any(axis=0).all():
         raise InputError(f"`mels` {mels} is too fine for {ticks} ticks a second at {rate} Hz; lower one of the two")
-    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    window = np.hanning(size + 1)[:-1]
     starts = np.round((np.arange(ticks) + 0.5) * rate / ticks - size / 2).astype(int) + size
     places = starts[:, None] + np.arange(size)  # (ticks, size), in the padded second
 
     spectrograms = np.empty((len(samples), ticks, mels), np.uint8)
     for row in range(0, len(samples), ROWS):
-        x = samples[row : row + ROWS].astype(np.float32)
+        x = samples[row : row + ROWS].astype(np.float64)
         x = np.pad(x - x.mean(axis=1, keepdims=True), ((0, 0), (size, size)))
         amplitude = np.abs(np.fft.rfft(x[:, places] * window)) * (2 / window.sum())  # (n, ticks, bins)
         decibels = 10 * np.log10(amplitude**2 @ filters + 1e-12)
@@ -41,4 +42,4 @@ def mel_filters(rate: int, bins: int, mels: int) -> np.ndarray:
     frequency = np.linspace(0, rate / 2, bins)[:, None]
     low, peak, high = corners[:-2], corners[1:-1], corners[2:]
     rising, falling = (frequency - low) / (peak - low), (high - frequency) / (high - peak)
-    return np.minimum(rising, falling).clip(0).astype(np.float32)
+    return np.minimum(rising, falling).clip(0)

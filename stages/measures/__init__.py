@@ -1,4 +1,7 @@
-"""What is measured on frozen features: arrays in, numbers out. One idea a file; no model and no file is opened here."""
+"""What is measured on frozen features: arrays in, numbers out. One idea a file, and no file is opened here.
+
+`finetune` alone is given a network, which it trains on.
+"""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -8,6 +11,8 @@ from torch import Tensor
 
 Labelled = tuple[Tensor, Tensor]  # features (N, D) float32, labels (N,) int64 in [0, classes)
 Setting = TypeVar("Setting", int, float)
+
+CONSTANT = 1e-6  # a column that varies by less, relative to its largest value, varies by rounding alone
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -28,3 +33,8 @@ def best(scores: Mapping[Setting, float]) -> Setting:
 def joined(first: Labelled, second: Labelled) -> Labelled:
     """The rows of both."""
     return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+
+
+def varying(features: Tensor) -> Tensor:
+    """Which columns of features (N, D) vary by more than rounding: (D,) bool."""
+    return features.std(0, correction=0) > CONSTANT * features.abs().amax(0)

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1805.01978; the protocol of DINO, and of most tables since
 Similarity is the cosine.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -56,11 +56,16 @@ def scores(
     return {k: accuracy(predicted, queries[1]) for k, predicted in predictions.items()}
 
 
-def classify(
-    train: Labelled, validation: Labelled, test: Labelled, *, ks: Collection[int], temperature: float, classes: int
+def read(
+    curve: Mapping[int, float],
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
+    *,
+    temperature: float,
+    classes: int,
 ) -> Voted:
-    """Chooses k on validation data, takes train and validation together as the bank, and then reads test, once."""
-    curve = scores(train, validation, ks=ks, temperature=temperature, classes=classes)
+    """Takes train and validation together as the bank, at the best k of a curve on validation, and reads test, once."""
     k = best(curve)
     tested = scores(joined(train, validation), test, ks=[k], temperature=temperature, classes=classes)
     return Voted(k=k, validation=curve[k], test=tested[k])

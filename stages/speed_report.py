@@ -1,0 +1,125 @@
+"""reports/speed.json -> tables, for the page and for Markdown."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PHASES = {
+    "batch": "batch",
+    "views": "views",
+    "forward": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "after_step": "teacher, queue",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]  # the first of each names its row; the rest are numbers
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What `stages.speed` measured; nothing where it was not run."""
+
+    heading: str = ""
+    tables: Sequence[Table] = ()
+
+
+def read(root: Path) -> Speed:
+    """What reports/speed.json under `root` says, a table for each part that was measured."""
+    path = root / "reports/speed.json"
+    if not path.exists():
+        return Speed()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    parts = {"peers": peers, "methods": methods, "growth": growth, "overhead": overhead}
+    return Speed(heading(found), [make(found[part]) for part, make in parts.items() if part in found])
+
+
+def heading(found: Mapping[str, Any]) -> str:
+    """The device and its limit, in words."""
+    limit, prefix = found["limit"], "tera_multiply_adds_"
+    peaks = [f"{value:.3g} in {key.removeprefix(prefix)}" for key, value in limit.items() if key.startswith(prefix)]
+    return (
+        f"Measured on {found['device']} with torch {found['torch']}: at most {' and '.join(peaks)} of 10^12 "
+        f"multiply-adds a second in a matrix product, and {limit['copy_gigabytes']:,.0f} GB a second in a copy."
+    )
+
+
+def peers(found: Mapping[str, Any]) -> Table:
+    rows = [
+        [name, spread(of["ours"]), *(f"{of[over]:.1f}" for over in ("over_modules", "over_stock"))]
+        for name, of in found.items()
+    ]
+    return Table(
+        "Beside lightly",
+        "The same encoder, batch and pictures, from uint8 pictures to the next weights, in turns: our samples a second "
+        "(lowest and highest turn), over those of lightly's modules and losses with our views, precision and memory "
+        "layout, and over those of lightly as its examples show it, with PIL views in two workers and float32.",
+        ["method", "samples/s", "times lightly's modules", "times lightly"],
+        rows,
+    )
+
+
+def methods(found: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            name,
+            spread(of["samples_per_second"]),
+            f"{of['multiply_adds'] / 1e6:,.1f}",
+            f"{of['share_of_peak']:.1f}",
+            *(f"{of['phases'].get(phase, 0):.0f}" for phase in PHASES),
+        ]
+        for name, of in found.items()
+    ]
+    return Table(
+        "Where a step's time goes",
+        "Samples a second (lowest and highest turn), millions of multiply-adds a sample in training, the share of the "
+        "device's limit that they make, and the share of each phase in a step, in percent.",
+        ["entry", "samples/s", "M multiply-adds", "% of limit", *(f"{phase}, %" for phase in PHASES.values())],
+        rows,
+    )
+
+
+def growth(found: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            name,
+            ", ".join(f"{point['at']:,}" for point in points),
+            ", ".join(f"{1e6 * point['seconds']:,.0f}" for point in points),
+            f"{exponent(points):+.2f}".replace("-", "\N{MINUS SIGN}"),
+        ]
+        for name, points in found.items()
+    ]
+    return Table(
+        "As work grows",
+        "Microseconds for a sample, or for a row, as one thing grows and the rest stays. The exponent is the slope on "
+        "logarithmic axes: 0 where a sample costs the same however much there is, 1 where its cost is proportional.",
+        ["what grows", "from, to", "microseconds", "exponent"],
+        rows,
+    )
+
+
+def exponent(points: Sequence[Mapping[str, float]]) -> float:
+    """The least-squares slope of log seconds against log size."""
+    return float(np.polyfit([math.log(p["at"]) for p in points], [math.log(p["seconds"]) for p in points], 1)[0])
+
+
+def overhead(found: Mapping[str, Any]) -> Table:
+    rows = [[f"import of stages.{stage}", f"{seconds:.1f}"] for stage, seconds in found.get("import", {}).items()]
+    rows += [[f"`dvc repro`, {of['at']} stages, none to run", f"{of['seconds']:.1f}"] for of in found["dvc repro"]]
+    return Table("Around the work", "Seconds, the least of three.", ["what", "seconds"], rows)
+
+
+def spread(speed: Mapping[str, float]) -> str:
+    """As in 1,204 (1,190 to 1,220)."""
+    return f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})"
