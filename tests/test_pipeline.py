@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,33 @@ def test_it_is_reproduced_byte_by_byte(finished, project):
     before = (finished.folder / weights).read_bytes()
     project.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", "pretrain-image@byol-1")
     assert (project.folder / weights).read_bytes() == before
+
+
+def test_several_stages_at_a_time_end_where_one_after_another_does(finished, project):
+    """Without weights, metrics and cache, two workers make all again, and nothing is left to do."""
+    for name in ("models", "metrics", ".dvc/cache", "reports/leaderboard.csv"):
+        path = project.folder / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    threads = str(torch.get_num_threads())  # as many as the pipeline had
+    said = project.run(sys.executable, "-m", "stages.parallel", "--workers", "2", "--threads", threads)
+    runs = 2 * sum(map(len, ENTRIES.values()))
+    assert f"{runs} runs to make, 2 at a time" in said
+    assert "up to date" in project.run("dvc", "repro")
+    for pattern in ("models/**/*.safetensors", "metrics/**/scores.json", "reports/leaderboard.csv"):
+        files = [path.relative_to(finished.folder) for path in finished.folder.glob(pattern)]
+        assert files
+        for file in files:
+            assert (project.folder / file).read_bytes() == (finished.folder / file).read_bytes(), file
+    before, after = (yaml.safe_load((p.folder / "dvc.lock").read_text()) for p in (finished, project))
+    assert after["stages"].keys() == before["stages"].keys()
+    for name, stage in after["stages"].items():
+        same = ("models/", "data/")
+        outs, others = (
+            {o["path"]: o["md5"] for o in of["outs"] if o["path"].startswith(same)}
+            for of in (stage, before["stages"][name])
+        )
+        assert outs == others
+        assert stage.get("params") == before["stages"][name].get("params")
 
 
 def test_a_hyper_parameter_reruns_its_method_alone(project):

@@ -1,0 +1,150 @@
+"""The pipeline, several stages at a time on one machine.   python -m stages.parallel --workers 2
+
+`dvc repro` runs one stage after another. Here every worker takes one entry and seed after another, and has DVC pretrain
+and evaluate it (`dvc repro --single-item`); DVC's own locks keep the workers apart. All the rest runs before and after,
+in order. It ends with what `dvc repro` ends with on as many threads, and goes on where it was interrupted.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from .progress import Progress
+from .settings import InputError, Settings, command, read
+
+DVC = (sys.executable, "-m", "dvc")
+SHOWN = 20  # lines of what a stage said before it failed
+
+Job = list[str]  # stages, each of which needs the one before
+
+
+def jobs(settings: Settings, stale: set[str]) -> list[Job]:
+    """What is to be pretrained and evaluated, those first that took longest when they last ran, or never ran."""
+    found: dict[float, list[Job]] = {}
+    for modality, bench in settings.benchmark.items():
+        for entry in bench.methods:
+            for seed in settings.seeds:
+                pretrain, evaluate = (f"{kind}-{modality}@{entry}-{seed}" for kind in ("pretrain", "evaluate"))
+                if pretrain in stale or evaluate in stale:
+                    job = [pretrain, evaluate] if pretrain in stale else [evaluate]
+                    found.setdefault(seconds(Path(modality, entry, str(seed))), []).append(job)
+    return [job for last in sorted(found, reverse=True) for job in found[last]]
+
+
+def seconds(place: Path) -> float:
+    """How long the pretraining took when it last ran; infinity where it never did."""
+    try:
+        return json.loads(("metrics" / place / "pretrain.json").read_text(encoding="utf-8"))["seconds"]
+    except FileNotFoundError:
+        return float("inf")
+
+
+class Workers:
+    """So many processes at a time, with `threads` threads each, and of `gpus` GPUs one each, in turn."""
+
+    def __init__(self, count: int, threads: int, gpus: int):
+        self.count, self.running, self.stopped = count, set(), threading.Event()
+        self.slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for number in range(count):
+            gpu = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
+            self.slots.put({"OMP_NUM_THREADS": str(threads), **gpu})
+
+    def work(self, waiting: list[Job]) -> dict[str, str]:
+        """Runs all jobs; returns what the stages that failed said, by name. Stopped, it leaves no process behind."""
+        failed, bar = {}, Progress("runs", len(waiting), "runs")
+        with ThreadPoolExecutor(self.count) as pool, self.stopping():
+            for done in as_completed([pool.submit(self.run, job) for job in waiting]):
+                failed |= done.result()
+                bar.advance(1, failed=len(failed))
+        bar.close()
+        return failed
+
+    def run(self, job: Job) -> dict[str, str]:
+        """One stage after another, up to one that fails; returns what that one said."""
+        slot = self.slots.get()
+        try:
+            for stage in job:
+                if self.stopped.is_set():
+                    break
+                said = self.reproduce(stage, slot)
+                if said is not None:
+                    return {stage: said}
+            return {}
+        finally:
+            self.slots.put(slot)
+
+    def reproduce(self, stage: str, slot: dict[str, str]) -> str | None:
+        """What the stage said, if it fails."""
+        process = subprocess.Popen(
+            [*DVC, "--wait-for-lock", "repro", "--single-item", stage],
+            env=os.environ | slot,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # to be stopped together with the stage that it runs
+        )
+        self.running.add(process)
+        if self.stopped.is_set():  # between the look at it and here
+            end(process)
+        said, _ = process.communicate()
+        self.running.discard(process)
+        return said if process.returncode else None
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Within it, Ctrl-C and SIGTERM stop what runs, and the rest is not begun."""
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            yield
+        except BaseException:
+            self.stopped.set()
+            for process in list(self.running):
+                end(process)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a process and those that it began."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, help="stages at a time; one for each GPU, or else for each core")
+    parser.add_argument("--threads", type=int, help="of each; the cores, divided among the workers")
+    given = parser.parse_args()
+    import torch
+
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    workers = given.workers or gpus or cores
+    threads = given.threads or max(1, cores // workers)
+    if min(workers, threads) < 1:
+        raise InputError("--workers and --threads must be at least 1")
+
+    settings = read()
+    subprocess.run([*DVC, "repro", "plan", *(f"prepare@{modality}" for modality in settings.benchmark)], check=True)
+    status = subprocess.run([*DVC, "status", "--json"], check=True, stdout=subprocess.PIPE, text=True)
+    waiting = jobs(settings, set(json.loads(status.stdout)))
+    print(f"{len(waiting)} runs to make, {workers} at a time with {threads} threads each", flush=True)
+    failed = Workers(workers, threads, gpus).work(waiting)
+    for stage, said in failed.items():
+        print(f"\n{stage} failed:\n" + "\n".join(said.splitlines()[-SHOWN:]), file=sys.stderr)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(waiting)} runs failed; mend what they say, and start again")
+    subprocess.run([*DVC, "repro"], check=True)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,110 @@
+"""Several stages at a time, with a program in DVC's place that notes what it was asked for and when."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages import parallel
+from stages.files import write_json
+from stages.settings import read
+
+ROOT = Path(__file__).parent.parent
+FAKE = """
+import os, sys, time
+stage = sys.argv[-1]
+note = lambda what: open("notes", "a").write(f"{what} {stage} {os.environ['OMP_NUM_THREADS']} {os.getpid()}\\n")
+note("begin")
+if stage.startswith("slow"):
+    child = __import__("subprocess").Popen(["sleep", "600"])
+    open("child", "w").write(str(child.pid))
+    child.wait()
+time.sleep(0.2)
+note("end")
+if stage.startswith("bad"):
+    print("it is broken")
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    """What was noted so far: a function that returns (begin or end, stage, threads)."""
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "DVC", (sys.executable, "fake.py"))
+    return lambda: [tuple(line.split()[:3]) for line in Path("notes").read_text().splitlines()]
+
+
+def test_so_many_work_at_a_time_and_a_run_is_evaluated_after_it_is_trained(notes):
+    names = [[f"pretrain{i}", f"evaluate{i}"] for i in range(4)]
+    assert parallel.Workers(2, threads=3, gpus=0).work(names) == {}
+    at_once, most, ended = 0, 0, []
+    for what, stage, threads in notes():
+        assert threads == "3"
+        at_once += 1 if what == "begin" else -1
+        most = max(most, at_once)
+        if what == "end":
+            ended.append(stage)
+        elif stage.startswith("evaluate"):
+            assert stage.replace("evaluate", "pretrain") in ended
+    assert most == 2
+    assert sorted(ended) == sorted(stage for job in names for stage in job)
+
+
+def test_a_failure_stops_its_own_run_alone_and_is_told(notes):
+    failed = parallel.Workers(2, threads=1, gpus=0).work([["bad", "after"], ["good", "better"]])
+    assert list(failed) == ["bad"]
+    assert "it is broken" in failed["bad"]
+    assert {stage for _, stage, _ in notes()} == {"bad", "good", "better"}
+
+
+def test_each_worker_has_a_gpu_of_its_own():
+    slots = parallel.Workers(3, threads=1, gpus=2).slots
+    assert [slots.get()["CUDA_VISIBLE_DEVICES"] for _ in range(3)] == ["0", "1", "0"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_leaves_no_process_behind_and_begins_nothing_more(notes, how):
+    work = "from stages import parallel, settings; import sys; parallel.DVC = (sys.executable, 'fake.py'); "
+    work += "parallel.Workers(1, 1, 0).work([['slow1', 'never'], ['never']])"
+    process = subprocess.Popen([sys.executable, "-c", work], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    until = time.monotonic() + 60
+    while not Path("child").exists() or not Path("child").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(how)
+    assert process.wait(timeout=60) != 0
+    child, until = int(Path("child").read_text()), time.monotonic() + 10
+    while alive(child):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert {stage for _, stage, _ in notes()} == {"slow1"}
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and was not collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_jobs_are_what_is_stale_the_longest_first(tmp_path, monkeypatch):
+    settings = read(ROOT / "params.yaml")
+    modality = settings.benchmark["image"].model_copy(update={"methods": ["pca", "mae", "simclr"]})
+    settings = settings.model_copy(update={"benchmark": {"image": modality}, "seeds": [0]})
+    monkeypatch.chdir(tmp_path)
+    for entry, seconds in {"pca": 1.0, "mae": 20.0}.items():
+        write_json(tmp_path / f"metrics/image/{entry}/0/pretrain.json", {"seconds": seconds})
+    names = {kind: {m: f"{kind}-image@{m}-0" for m in modality.methods} for kind in ("pretrain", "evaluate")}
+    stale = {names["pretrain"]["pca"], names["evaluate"]["mae"], names["pretrain"]["simclr"], "report"}
+    assert parallel.jobs(settings, stale) == [
+        [names["pretrain"]["simclr"], names["evaluate"]["simclr"]],  # it never ran
+        [names["evaluate"]["mae"]],
+        [names["pretrain"]["pca"], names["evaluate"]["pca"]],
+    ]
