@@ -522,7 +522,15 @@ def budget(board: Board) -> list[str]:
     devices = {run.pretrain["provenance"]["device"] for run in runs}
     apart = f"; on {len(devices)} kinds of device, so that their seconds do not compare" if len(devices) > 1 else ""
     numbers = f"seed{'s' * (len(board.seeds) > 1)} {listed(map(str, board.seeds))}"
-    return [f"{f'{saw} samples of' if seen else 'Data:'} {described}, under {numbers}{apart}."]
+    every = [run for row in board.rows for run in row.entry.runs]
+    took = " and ".join(
+        f"{sum(results.get('seconds', 0) for results in kind) / 60:,.0f} minutes of {what}"
+        for what, kind in {
+            "pretraining": [run.pretrain for run in every],
+            "evaluation": [run.evaluate for run in every],
+        }.items()
+    )
+    return [f"{f'{saw} samples of' if seen else 'Data:'} {described}, under {numbers}{apart}; in all, {took}."]
 
 
 def seeds(count: int) -> str:

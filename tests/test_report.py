@@ -368,13 +368,16 @@ def test_failures_are_rows(files, table):
     assert "Missing: rotation (1 of 3 seeds)." in words
 
 
-def test_summary_names_the_leader_and_the_budget(table):
-    words = summary(table)
+def test_summary_names_the_leader_and_the_budget(root, table):
+    words, files = summary(table), [json.loads(f.read_text()) for f in (root / "metrics").rglob("pretrain.json")]
+    trained = sum(found["seconds"] for found in files) / 60
+    evaluated = 7 * len(list((root / "metrics").rglob("evaluate.json"))) / 60
     assert words[0].startswith("By linear probe, simclr leads with 6")
     assert words[0].endswith("; moco cannot be told apart from it.")
     assert words[-1] == (
         "Every self-supervised run saw 76,800 samples of emoji (9 classes, 8,464 rows in train, 1,814 rows in "
-        "validation and 1,814 rows in test), under seeds 0, 1 and 2."
+        "validation and 1,814 rows in test), under seeds 0, 1 and 2; "
+        f"in all, {trained:.0f} minutes of pretraining and {evaluated:.0f} minutes of evaluation."
     )
 
 
