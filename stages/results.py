@@ -209,7 +209,7 @@ def read_sweep(folder: Path, name: str) -> Sweep:
         return Sweep(name, {}, [], "", {})
     with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
         trials = list(csv.DictReader(file))
-    figures = {f: folder / f"{f}.svg" for f in ("importance", "slice")}
+    figures = {f: folder / f"{f}.svg" for f in ("importance", "slice", "parallel")}
     figures = {f: path.read_text(encoding="utf-8") for f, path in figures.items() if path.exists()}
     return Sweep(name, study, trials, (folder / "best.yaml").read_text(encoding="utf-8"), figures)
 

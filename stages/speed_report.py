@@ -57,7 +57,7 @@ def heading(found: Mapping[str, Any]) -> str:
 
 def peers(found: Mapping[str, Any]) -> Table:
     rows = [
-        [name, spread(of["ours"]), *(f"{of[over]:.1f}" for over in ("over_modules", "over_stock"))]
+        [name, spread(of["ours"]), *(f"{of[over]:.2f}" for over in ("over_modules", "over_stock"))]
         for name, of in found.items()
     ]
     return Table(

@@ -1,6 +1,6 @@
 """Searches the settings that matter for one entry of the table.   python -m stages.sweep image simclr --workers 2
 
-data/<modality> -> reports/sweeps/<modality>/<entry>/{trials.csv, best.yaml, study.json, importance.svg, slice.svg}
+data/<modality> -> reports/sweeps/<modality>/<entry>/{trials.csv, best.yaml, study.json, and three figures}
 
 The block `sweeps.<entry>` of params.yaml names the space and the budget. Every trial sees as many samples, whatever its
 batch size, and the learning rate grows with the batch. A trial's score is the linear probe's accuracy on validation

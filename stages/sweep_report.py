@@ -1,9 +1,10 @@
-"""What a sweep leaves: its trials as a table, the best settings ready to paste, and two figures.
+"""What a sweep leaves: its trials as a table, the best settings ready to paste, and three figures.
 
 Only trials.csv holds times; all else is the same bytes whenever the trials are the same.
 """
 
 import csv
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def write(folder: Path, sweep: Sweep, space: Space, results: list[Result], block
         file.write_text(best_yaml(sweep, results, block), encoding="utf-8")
     save(draw_importances(weights, space), folder / "importance.svg")
     save(draw_slices(results, space), folder / "slice.svg")
+    save(draw_parallel(results, space), folder / "parallel.svg")
     summary = {
         "trials": len(results),
         "diverged": sum(r.value is None for r in results),
@@ -156,6 +158,50 @@ def draw_slices(results: list[Result], space: Space) -> Figure:
         panels[0][0].set_ylabel(MEASURE)
         figure.suptitle("ring: the settings in use; cross: diverged", fontsize=8, x=1, ha="right")
         return figure
+
+
+def draw_parallel(results: list[Result], space: Space) -> Figure:
+    """Each trial as a line through its settings to its score, the best drawn last; diverged trials are dashed, to 0.
+
+    The settings in use are black.
+    """
+    scores = [r.value for r in results if r.value is not None] or [0.0]
+    low, high = min(scores), max(scores)
+    order = sorted(results, key=lambda r: -1.0 if r.value is None else r.value)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(1.6 * (len(space) + 1) + 0.6, 2.8), layout="constrained")
+        for r in order:
+            height = 0.0 if r.value is None else (r.value - low) / (high - low or 1)
+            places = [*(share(r.params[axis], distribution) for axis, distribution in space.items()), height]
+            colour = "black" if r is results[0] else plt.get_cmap("viridis_r")(0.15 + 0.7 * height)
+            axes.plot(places, color=colour, linestyle=":" if r.value is None else "-", linewidth=1.8, alpha=0.9)
+        for place, (bottom, top) in enumerate([*(ends(d) for d in space.values()), (f"{low:.1f}", f"{high:.1f}")]):
+            axes.axvline(place, color="0.6", linewidth=0.8, zorder=0)
+            axes.text(place, -0.04, bottom, ha="center", va="top", fontsize=8)
+            axes.text(place, 1.04, top, ha="center", va="bottom", fontsize=8)
+        axes.set_xticks(range(len(space) + 1), [*space, "score"])
+        axes.tick_params(bottom=False, pad=14)
+        axes.set_ylim(0, 1)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        figure.suptitle("black: the settings in use; dotted: diverged", fontsize=8, x=1, ha="right")
+        return figure
+
+
+def share(value: Any, distribution: BaseDistribution) -> float:
+    """How far up its axis a setting lies, 0 to 1."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices.index(value) / max(1, len(distribution.choices) - 1)
+    bounds = [distribution.low, value, distribution.high]
+    low, place, high = map(math.log, bounds) if distribution.log else bounds
+    return (place - low) / (high - low or 1)
+
+
+def ends(distribution: BaseDistribution) -> tuple[str, str]:
+    """What stands at the foot and at the head of its axis."""
+    if isinstance(distribution, CategoricalDistribution):
+        return str(distribution.choices[0]), str(distribution.choices[-1])
+    return f"{distribution.low:g}", f"{distribution.high:g}"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -200,7 +200,7 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
     assert "0.25 in float32 of 10^12" in read.heading
     rows = {table.title: table.rows for table in read.tables}
     assert rows == {
-        "Beside lightly": [["simclr", "4,000 (2,000 to 8,000)", "1.5", "4.2"]],
+        "Beside lightly": [["simclr", "4,000 (2,000 to 8,000)", "1.50", "4.25"]],
         "As work grows": [["width", "16, 64", "1,000, 2,000", "+0.50"]],
         "Where a step's time goes": [
             ["image/simclr", "1,234 (617 to 2,468)", "9.5", "33.3", "0", "0", "60", "40", "0", "0"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from stages import sweep, sweep_report, tracking
@@ -357,7 +358,8 @@ def files(straight, tmp_path_factory):
 
 
 def test_the_report_is_the_same_bytes_whenever_the_trials_are(files, straight, tmp_path):
-    assert files.keys() == {"trials.csv", "best.yaml", "study.json", "importance.svg", "slice.svg"}
+    figures = {f"{name}.svg" for name in ("importance", "slice", "parallel")}
+    assert files.keys() == {"trials.csv", "best.yaml", "study.json"} | figures
     slower = [dataclasses.replace(r, seconds=r.seconds + 60) for r in straight]
     again = report(tmp_path / "reports", slower, search())
     assert {name for name in files if files[name] != again[name]} == {"trials.csv"}
@@ -381,6 +383,28 @@ def test_the_study_names_the_best_and_two_importances(files, straight):
     for shares in study["importance"].values():
         assert shares.keys() == SPACE.keys()
         assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_trial_is_a_line_through_its_settings_to_its_score():
+    space = {
+        "temperature": FloatDistribution(0.01, 1.0, log=True),
+        "strength": FloatDistribution(0.0, 2.0),
+        "batch_size": CategoricalDistribution((64, 128, 256)),
+    }
+    results = [
+        sweep_report.Result(0, 60.0, {"temperature": 0.1, "strength": 0.5, "batch_size": 256}, 1.0),
+        sweep_report.Result(1, 50.0, {"temperature": 1.0, "strength": 2.0, "batch_size": 64}, 1.0),
+        sweep_report.Result(2, None, {"temperature": 0.01, "strength": 1.0, "batch_size": 128}, 1.0),
+        sweep_report.Result(3, 52.5, {"temperature": 0.01, "strength": 0.0, "batch_size": 128}, 1.0),
+    ]
+    (axes,) = sweep_report.draw_parallel(results, space).axes
+    lines = [line for line in axes.lines if len(line.get_ydata()) == 4]
+    assert [line.get_linestyle() for line in lines] == [":", "-", "-", "-"]  # the best is drawn last, over the others
+    expected = [[0, 0.5, 0.5, 0], [1, 1, 0, 0], [0, 0, 0.5, 0.25], [0.5, 0.25, 1, 1]]
+    assert [list(line.get_ydata()) for line in lines] == [pytest.approx(places) for places in expected]
+    assert lines[-1].get_color() == "black"
+    said = [text.get_text() for text in axes.texts]
+    assert said == ["0.01", "1", "0", "2", "64", "256", "50.0", "60.0"]
 
 
 def best_yaml(results):
