@@ -384,7 +384,10 @@ def finetuning(board: Board) -> list[str]:
         return [f"{sentence}."]
     above = "above" if cell.gain.mean >= 0 else "below"
     chance = "" if cell.gain.p is None or cell.gain.shown else ", which may be chance"
-    return [f"{sentence}, {abs(cell.gain.mean):.1f} points {above} the same network from scratch{chance}."]
+    gains = {row.entry.name: row.cells[FINETUNED].gain for row in board.methods if FINETUNED in row.cells}
+    lost = [name for name, gain in gains.items() if gain and gain.shown and gain.mean < 0]
+    worse = f"; shown to lose by their pretraining: {listed(lost)}" if lost else ""
+    return [f"{sentence}, {abs(cell.gain.mean):.1f} points {above} the same network from scratch{chance}{worse}."]
 
 
 def predictors(board: Board) -> list[str]:

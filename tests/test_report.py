@@ -273,6 +273,15 @@ def test_finetuning_is_worth_what_it_adds_to_the_same_network_from_scratch(table
     assert said.endswith(f", {worth:.1f} points above the same network from scratch.")
 
 
+def test_what_fine_tunes_worse_than_from_scratch_is_named(tmp_path):
+    write_results(tmp_path, entries=["untrained", "simclr", "moco"])
+    for file in (tmp_path / "metrics/image/moco").rglob("scores.json"):
+        scores = json.loads(file.read_text())
+        write_json(file, scores | {"finetune": scores["finetune"] - 30})
+    (said,) = [said for said in summary(table_of(tmp_path)) if said.startswith("Fine-tuned with all labels, simclr")]
+    assert said.endswith("; shown to lose by their pretraining: moco.")
+
+
 def test_places(table):
     places = {row.entry.name: row.cells["linear"].place for row in table.methods}
     assert {name for name, place in places.items() if place} == set(RANKED)
