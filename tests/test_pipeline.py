@@ -40,6 +40,9 @@ def tiny(params: dict) -> None:
     params["training"]["laptop_av"] |= {"epochs": 1, "batch_size": 16}
     params["encoders"]["small_resnet"] |= {"width": 8, "blocks": [1, 1]}
     params["evaluation"] |= {"strengths": [1.0e-2, 1.0e-1], "neighbours": [5, 20]}
+    params["evaluation"]["low_label"] |= {"per_class": [], "draws": 1, "strengths": [1.0e-1]}
+    params["evaluation"]["finetune"] |= {"epochs": 1, "batch_size": 512}
+    params["evaluation"]["transfer"] |= {"strengths": [1.0e-1]}
     params["sweeps"]["simclr"] |= {"trials": 3, "epochs": 0.05}
     params["sweeps"]["simclr"]["space"]["batch_size"] = {"choices": [32, 64]}
 
