@@ -630,6 +630,7 @@ def test_page_shows_sweeps_sources_and_provenance(files):
     assert '<a href="https://arxiv.org/abs/2002.05709">paper</a>' in text
     assert '<span class="idea">SIMCLR: what it does</span>' in text
     assert "<td>python 3.11.2, torch 2.14.1</td><td><code>c0nf00000004</code></td>" in text
+    assert "<code>tags.modality = 'image' and tags.entry = 'simclr'</code>" in text
 
 
 def test_tables_to_compute_with(files, table):
