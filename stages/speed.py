@@ -29,6 +29,7 @@ from ssl_methods import load_modality
 from . import devices
 from .columns import Columns, facts_of, manifest
 from .cost import multiply_adds
+from .energy import Meter
 from .files import write_json
 from .measures import knn, linear
 from .optimizers import optimizer_of
@@ -237,12 +238,16 @@ def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> di
                 continue
             trainer = Trainer(entry, Path("data", modality), devices.choose(entry.training.device))
             speed = race({name: lambda trainer=trainer: trainer.turn(seconds / TURNS)})[name]
+            meter = Meter(trainer.device)
+            samples = trainer.turn(seconds / TURNS)
+            joules = meter.read()
             work = trainer.multiply_adds()
             most = peak[f"tera_multiply_adds_{str(trainer.precision).removeprefix('torch.')}"]
             found[f"{modality}/{name}"] = {
                 "samples_per_second": speed,
                 "multiply_adds": work,
                 "share_of_peak": 100 * work * speed["median"] / (most * 1e12),
+                "joules_per_sample": None if joules is None else joules / samples,
                 "phases": profile(trainer, steps=6),
             }
     return found

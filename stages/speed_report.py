@@ -71,6 +71,7 @@ def peers(found: Mapping[str, Any]) -> Table:
 
 
 def methods(found: Mapping[str, Any]) -> Table:
+    counted = all(of.get("joules_per_sample") is not None for of in found.values())
     rows = [
         [
             name,
@@ -78,6 +79,7 @@ def methods(found: Mapping[str, Any]) -> Table:
             f"{of['multiply_adds'] / 1e6:,.1f}",
             f"{of['share_of_peak']:.1f}",
             *(f"{of['phases'].get(phase, 0):.0f}" for phase in PHASES),
+            *([f"{1e3 * of['joules_per_sample']:,.1f}"] if counted else []),
         ]
         for name, of in found.items()
     ]
@@ -85,7 +87,8 @@ def methods(found: Mapping[str, Any]) -> Table:
         "Where a step's time goes",
         "Samples a second (lowest and highest turn), millions of multiply-adds a sample in training, the share of the "
         "device's limit that they make, and the share of each phase in a step, in percent.",
-        ["entry", "samples/s", "M multiply-adds", "% of limit", *(f"{phase}, %" for phase in PHASES.values())],
+        ["entry", "samples/s", "M multiply-adds", "% of limit", *(f"{phase}, %" for phase in PHASES.values())]
+        + ["mJ a sample"] * counted,
         rows,
     )
 

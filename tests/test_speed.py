@@ -12,6 +12,7 @@ from torch import Tensor
 from ssl_methods.modalities import image
 from stages import settings, speed, speed_report
 from stages.cost import multiply_adds
+from stages.energy import Meter
 from stages.files import write_json
 from stages.settings import InputError
 
@@ -207,6 +208,27 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
         ],
     }
     assert all(len(row) == len(table.header) for table in read.tables for row in table.rows)
+    found["methods"]["image/simclr"]["joules_per_sample"] = 0.0125
+    counted = speed_report.methods(found["methods"])
+    assert (counted.header[-1], counted.rows[0][-1]) == ("mJ a sample", "12.5")
+
+
+def test_energy_is_what_the_packages_counted_also_when_they_run_over(tmp_path):
+    for number, joules in enumerate((5.0, 9.0)):
+        write_json(tmp_path / f"intel-rapl:{number}/max_energy_range_uj", 9_999_999)
+        write_json(tmp_path / f"intel-rapl:{number}/energy_uj", int(1e6 * joules))
+    write_json(tmp_path / "intel-rapl:0:0/energy_uj", 1)  # a part of the first package, which has counted it already
+    meter = Meter(CPU, tmp_path)
+    assert meter.read() == 0
+    write_json(tmp_path / "intel-rapl:0/energy_uj", 6_500_000)
+    write_json(tmp_path / "intel-rapl:1/energy_uj", 2_000_000)  # 10 J and it starts anew
+    assert meter.read() == pytest.approx(1.5 + 3)
+    assert meter.read() == pytest.approx(1.5 + 3)
+
+
+def test_where_no_energy_is_counted_none_is_told(tmp_path):
+    assert Meter(CPU, tmp_path).read() is None
+    assert Meter(torch.device("cuda"), tmp_path).read() is None or torch.cuda.is_available()
 
 
 def test_nothing_is_read_where_nothing_was_measured(tmp_path):
