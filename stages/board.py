@@ -359,8 +359,7 @@ def gains(board: Board) -> list[str]:
     tested = [row for row in board.methods if row.gain and row.gain.p is not None]
     if not tested:
         return []
-    better = [row.entry.name for row in tested if row.gain.shown and row.gain.mean > 0]
-    worse = [row.entry.name for row in tested if row.gain.shown and row.gain.mean < 0]
+    better, worse = better_and_worse(board, FIRST)
     gain = f"{np.median([row.gain.mean for row in tested]):.1f} points".replace("-", "\N{MINUS SIGN}")
     if len(tested) == 1:
         shown = f"{'' if better + worse else 'not '}shown to be {'worse' if worse else 'better'}"
@@ -371,6 +370,13 @@ def gains(board: Board) -> list[str]:
     shown = f"Of {len(tested)} methods beside their untrained encoder, {some}{names} {are} shown to be better than it"
     below = f", {listed(worse)} to be worse" if worse else ""
     return [f"{shown}{below}; the median gain is {gain}."]
+
+
+def better_and_worse(board: Board, measure: str) -> tuple[list[str], list[str]]:
+    """The names of the methods that are shown to be better than their untrained encoder, and of those to be worse."""
+    gains = {row.entry.name: row.cells[measure].gain for row in board.methods if measure in row.cells}
+    shown = {name: gain.mean for name, gain in gains.items() if gain and gain.shown}
+    return [name for name, mean in shown.items() if mean > 0], [name for name, mean in shown.items() if mean < 0]
 
 
 def finetuning(board: Board) -> list[str]:
@@ -384,8 +390,7 @@ def finetuning(board: Board) -> list[str]:
         return [f"{sentence}."]
     above = "above" if cell.gain.mean >= 0 else "below"
     chance = "" if cell.gain.p is None or cell.gain.shown else ", which may be chance"
-    gains = {row.entry.name: row.cells[FINETUNED].gain for row in board.methods if FINETUNED in row.cells}
-    lost = [name for name, gain in gains.items() if gain and gain.shown and gain.mean < 0]
+    _, lost = better_and_worse(board, FINETUNED)
     worse = f"; shown to lose by their pretraining: {listed(lost)}" if lost else ""
     return [f"{sentence}, {abs(cell.gain.mean):.1f} points {above} the same network from scratch{chance}{worse}."]
 
@@ -526,14 +531,14 @@ def budget(board: Board) -> list[str]:
     apart = f"; on {len(devices)} kinds of device, so that their seconds do not compare" if len(devices) > 1 else ""
     numbers = f"seed{'s' * (len(board.seeds) > 1)} {listed(map(str, board.seeds))}"
     every = [run for row in board.rows for run in row.entry.runs]
-    took = " and ".join(
-        f"{sum(results.get('seconds', 0) for results in kind) / 60:,.0f} minutes of {what}"
-        for what, kind in {
-            "pretraining": [run.pretrain for run in every],
-            "evaluation": [run.evaluate for run in every],
-        }.items()
-    )
+    trained, evaluated = minutes(run.pretrain for run in every), minutes(run.evaluate for run in every)
+    took = f"{trained} of pretraining and {evaluated} of evaluation"
     return [f"{f'{saw} samples of' if seen else 'Data:'} {described}, under {numbers}{apart}; in all, {took}."]
+
+
+def minutes(results: Iterable[dict[str, Any]]) -> str:
+    """What a stage took in all runs, from what they recorded of it."""
+    return f"{sum(found.get('seconds', 0) for found in results) / 60:,.0f} minutes"
 
 
 def seeds(count: int) -> str:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from .progress import Progress
+from .results import read_json
 from .settings import InputError, Settings, command, read
 
 DVC = (sys.executable, "-m", "dvc")
@@ -29,23 +30,16 @@ Job = list[str]  # stages, each of which needs the one before
 
 def jobs(settings: Settings, stale: set[str]) -> list[Job]:
     """What is to be pretrained and evaluated, those first that took longest when they last ran, or never ran."""
-    found: dict[float, list[Job]] = {}
+    found: list[tuple[float, Job]] = []
     for modality, bench in settings.benchmark.items():
         for entry in bench.methods:
             for seed in settings.seeds:
                 pretrain, evaluate = (f"{kind}-{modality}@{entry}-{seed}" for kind in ("pretrain", "evaluate"))
                 if pretrain in stale or evaluate in stale:
                     job = [pretrain, evaluate] if pretrain in stale else [evaluate]
-                    found.setdefault(seconds(Path(modality, entry, str(seed))), []).append(job)
-    return [job for last in sorted(found, reverse=True) for job in found[last]]
-
-
-def seconds(place: Path) -> float:
-    """How long the pretraining took when it last ran; infinity where it never did."""
-    try:
-        return json.loads(("metrics" / place / "pretrain.json").read_text(encoding="utf-8"))["seconds"]
-    except FileNotFoundError:
-        return float("inf")
+                    last = read_json(Path("metrics", modality, entry, str(seed), "pretrain.json"))
+                    found.append((last.get("seconds", float("inf")), job))
+    return [job for _, job in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
 class Workers:

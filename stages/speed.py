@@ -226,6 +226,15 @@ def profile(trainer: Trainer, steps: int) -> dict[str, float]:
     return {phase: 100 * spent / total for phase, spent in clock.seconds.items()}
 
 
+def energy(trainer: Trainer, seconds: float) -> float | None:
+    """Joules for a sample, over so long; None, and no work, where the machine counts none."""
+    meter = Meter(trainer.device)
+    if meter.read() is None:
+        return None
+    samples = trainer.turn(seconds)
+    return meter.read() / samples
+
+
 def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> dict[str, dict[str, Any]]:
     """Every entry of the default table whose data is prepared: its speed, its arithmetic, and where its time goes."""
     found = {}
@@ -238,16 +247,13 @@ def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> di
                 continue
             trainer = Trainer(entry, Path("data", modality), devices.choose(entry.training.device))
             speed = race({name: lambda trainer=trainer: trainer.turn(seconds / TURNS)})[name]
-            meter = Meter(trainer.device)
-            samples = trainer.turn(seconds / TURNS)
-            joules = meter.read()
             work = trainer.multiply_adds()
             most = peak[f"tera_multiply_adds_{str(trainer.precision).removeprefix('torch.')}"]
             found[f"{modality}/{name}"] = {
                 "samples_per_second": speed,
                 "multiply_adds": work,
                 "share_of_peak": 100 * work * speed["median"] / (most * 1e12),
-                "joules_per_sample": None if joules is None else joules / samples,
+                "joules_per_sample": energy(trainer, seconds / TURNS),
                 "phases": profile(trainer, steps=6),
             }
     return found

@@ -1,6 +1,5 @@
 """reports/speed.json -> tables, for the page and for Markdown."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .results import read_json
 
 PHASES = {
     "batch": "batch",
@@ -37,10 +38,9 @@ class Speed:
 
 def read(root: Path) -> Speed:
     """What reports/speed.json under `root` says, a table for each part that was measured."""
-    path = root / "reports/speed.json"
-    if not path.exists():
+    found = read_json(root / "reports/speed.json")
+    if not found:
         return Speed()
-    found = json.loads(path.read_text(encoding="utf-8"))
     parts = {"peers": peers, "methods": methods, "growth": growth, "overhead": overhead}
     return Speed(heading(found), [make(found[part]) for part, make in parts.items() if part in found])
 

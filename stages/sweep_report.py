@@ -161,9 +161,9 @@ def draw_slices(results: list[Result], space: Space) -> Figure:
 
 
 def draw_parallel(results: list[Result], space: Space) -> Figure:
-    """Each trial as a line through its settings to its score, the best drawn last; diverged trials are dashed, to 0.
+    """Each trial as a line through its settings to its score, the best drawn last.
 
-    The settings in use are black.
+    Diverged trials are dotted, to the foot; the settings in use are black.
     """
     scores = [r.value for r in results if r.value is not None] or [0.0]
     low, high = min(scores), max(scores)
