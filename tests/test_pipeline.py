@@ -79,13 +79,14 @@ class Project:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The whole pipeline, run once from nothing."""
+    """The whole pipeline, run once from nothing, two stages at a time."""
     folder = tmp_path_factory.mktemp("pipeline") / "copy"
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     project = Project(folder)
     project.run("git", "init", "--quiet")
     project.change(tiny)
-    project.run("dvc", "repro")
+    said = project.run(sys.executable, "-m", "stages.parallel", "--workers", "2", "--threads", "1")
+    assert f"{sum(2 * len(entries) for entries in ENTRIES.values())} runs to make, 2 at a time" in said
     return project
 
 
@@ -132,29 +133,34 @@ def test_it_is_reproduced_byte_by_byte(finished, project):
     assert (project.folder / weights).read_bytes() == before
 
 
-def test_several_stages_at_a_time_end_where_one_after_another_does(finished, project):
-    """Without the weights and metrics of one modality, and any cache, two workers make them again."""
-    for name in ("models/image", "metrics/image", ".dvc/cache", "reports/leaderboard.csv"):
-        path = project.folder / name
-        path.unlink() if path.is_file() else shutil.rmtree(path)
-    said = project.run(sys.executable, "-m", "stages.parallel", "--workers", "2", "--threads", "1")
-    assert f"{2 * len(ENTRIES['image'])} runs to make, 2 at a time" in said
-    assert "up to date" in project.run("dvc", "repro")
+def test_one_stage_after_another_ends_where_several_at_a_time_did(finished, project):
+    """Without the weights and metrics of one modality, and without what DVC remembers of them, they are made again."""
+    lock = (project.folder / "dvc.lock").read_text(encoding="utf-8")
+    for name in ("models/text", "metrics/text", ".dvc/cache/runs"):
+        shutil.rmtree(project.folder / name)
+    for stage, of in yaml.safe_load(lock)["stages"].items():
+        if stage.startswith("pretrain-text"):
+            (md5,) = (out["md5"] for out in of["outs"] if out["path"].startswith("models/"))
+            (project.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink(missing_ok=True)
+    said = project.run("dvc", "repro")
+    made = [
+        line for line in said.splitlines() if line.startswith(("> python -m stages.pretrain", "> python -m stages.e"))
+    ]
+    assert len(made) == 2 * 2 * len(ENTRIES["text"])
     for pattern in ("models/**/*.safetensors", "metrics/**/scores.json", "reports/leaderboard.csv"):
         files = [path.relative_to(finished.folder) for path in finished.folder.glob(pattern)]
         assert files
         for file in files:
             assert (project.folder / file).read_bytes() == (finished.folder / file).read_bytes(), file
-    before, after = (yaml.safe_load((p.folder / "dvc.lock").read_text()) for p in (finished, project))
-    assert after["stages"].keys() == before["stages"].keys()
-    for name, stage in after["stages"].items():
-        same = ("models/", "data/")
+    before, after = (yaml.safe_load(text)["stages"] for text in (lock, (project.folder / "dvc.lock").read_text()))
+    assert after.keys() == before.keys()
+    for name, stage in after.items():
         outs, others = (
-            {o["path"]: o["md5"] for o in of["outs"] if o["path"].startswith(same)}
-            for of in (stage, before["stages"][name])
+            {out["path"]: out["md5"] for out in of["outs"] if out["path"].startswith(("models/", "data/"))}
+            for of in (stage, before[name])
         )
         assert outs == others
-        assert stage.get("params") == before["stages"][name].get("params")
+        assert stage.get("params") == before[name].get("params")
 
 
 def test_a_hyper_parameter_reruns_its_method_alone(project):
