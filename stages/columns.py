@@ -1,6 +1,7 @@
 """A split is a folder of aligned .npy columns; a batch is the same rows of each."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from .settings import InputError
 
-LARGE = 2**32  # bytes; a larger column stays on disk, and only its batches are read
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+LARGE = min(2**32, MEMORY // 4)  # bytes; a larger column stays on disk, and only its batches are read
 
 
 def manifest(folder: Path) -> dict[str, Any]:

@@ -60,15 +60,15 @@ ASKED, NEAREST = 6, 7  # pictures of test, and the nearest of train to each, on 
 class Choices:
     """All that is decided before test is opened. Curves are validation accuracies, in percent."""
 
-    depths: dict[str, dict[float, float]]  # {depth: {strength of the linear probe: accuracy}}
+    depths: dict[str, linear.Chosen]
     votes: dict[int, float]  # {k: accuracy}
     few: dict[str, low_label.Drawn]
-    moved: dict[float, float] | None  # {strength of the probe on the labels of `transfer`: accuracy}
+    moved: linear.Chosen | None  # on the labels of `transfer`
     tuned: finetune.Tuned | None
 
     @property
     def heights(self) -> dict[str, float]:
-        return {depth: max(curve.values()) for depth, curve in self.depths.items()}
+        return {depth: max(chosen.curve.values()) for depth, chosen in self.depths.items()}
 
     @property
     def depth(self) -> str:
@@ -114,8 +114,8 @@ def validation_score(encoder: nn.Module, modality: str, folder: Path, protocol: 
     train, validation = (see(subject, split) for split in ("train", "validation"))
     if not (train.finite() and validation.finite()):
         return None
-    curve = linear.choose(train.last, validation.last, strengths=protocol.strengths, classes=subject.classes)
-    return max(curve.values())
+    chosen = linear.choose(train.last, validation.last, strengths=protocol.strengths, classes=subject.classes)
+    return max(chosen.curve.values())
 
 
 def measure(subject: Subject) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def read_probes(subject: Subject, chosen: Choices, train: Split, validation: Spl
             "depth_strength": probed.strength,
             "k": voted.k,
             "temperature": temperature,
-            "transfer_strength": best(chosen.moved) if chosen.moved else None,
+            "transfer_strength": chosen.moved.strength if chosen.moved else None,
             "epoch": chosen.tuned.epoch if chosen.tuned else None,
         },
         "depths": chosen.heights,
@@ -259,8 +259,8 @@ def relabelled(subject: Subject, split: Split) -> Labelled | None:
     return split.deepest, torch.from_numpy(np.load(path))[split.rows].to(subject.device)
 
 
-def choose_transfer(subject: Subject, train: Split, validation: Split) -> dict[float, float] | None:
-    """How the linear probe on the labels of `transfer` does on validation, by strength; None where there are none."""
+def choose_transfer(subject: Subject, train: Split, validation: Split) -> linear.Chosen | None:
+    """The linear probe on the labels of `transfer`; None where there are none."""
     known = relabelled(subject, train), relabelled(subject, validation)
     if any(split is None for split in known):
         return None
@@ -384,6 +384,7 @@ def main() -> None:
     parser.add_argument("entry")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    began = time.time()
 
     planned = plan.lookup("evaluate", given.modality, given.entry)
     entry, protocol = read().entry(given.modality, given.entry), Evaluation(**planned["protocol"])
@@ -397,9 +398,10 @@ def main() -> None:
     with tracking.start(
         "evaluate", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags=tags, key=key
     ) as run:
-        began = time.monotonic()
+        working = time.monotonic()
         scores, details = evaluate("models" / place, folder, given.modality, planned["encoder"], protocol)
-        details |= {"seconds": round(time.monotonic() - began, 2), "provenance": provenance}
+        details |= {"seconds": round(time.monotonic() - working, 2), "provenance": provenance}
+        details["clock"] = [round(began), round(time.time())]  # of the whole stage, in seconds since 1970
         write_json("metrics" / place / "scores.json", scores)
         write_json("metrics" / place / "evaluate.json", details)
         run.finish(**scores)

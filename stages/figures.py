@@ -80,6 +80,16 @@ class Line:
     named: bool
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A stage of one run, in its lane of a Gantt chart, from `start` to `end` in minutes."""
+
+    lane: str
+    family: str
+    start: float
+    end: float
+
+
 def colour(family: str) -> str:
     return COLOURS.get(family, COLOURS["baselines"])
 
@@ -217,6 +227,24 @@ def fewer_labels(lines: Sequence[Line], measure: str) -> str:
         write_at_edge(axes, {line.name: line.accuracies[-1] for line in lines if line.named})
         axes.set_xlabel("labels")
         axes.set_ylabel(f"{measure}, %")
+        return svg(figure)
+
+
+def gantt(bars: Sequence[Bar], cuts: Sequence[float]) -> str:
+    """Bars in their lanes, the first lane on top, with a dotted line at each cut of the clock."""
+    lanes = list(dict.fromkeys(bar.lane for bar in bars))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(WIDE[0], 0.6 + 0.26 * len(lanes)))
+        for place, family in product(range(len(lanes)), dict.fromkeys(bar.family for bar in bars)):
+            own = [bar for bar in bars if (bar.lane, bar.family) == (lanes[place], family)]
+            spans = [(bar.start, bar.end - bar.start) for bar in own]
+            axes.broken_barh(spans, (place - 0.36, 0.72), facecolor=colour(family), edgecolor="none", alpha=0.85)
+        for cut in cuts:
+            axes.axvline(cut, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.set_yticks(range(len(lanes)), [escape(lane) for lane in lanes])
+        axes.set_ylim(len(lanes) - 0.5, -0.5)
+        axes.set_xlim(0, max(bar.end for bar in bars))
+        axes.set_xlabel("minutes")
         return svg(figure)
 
 

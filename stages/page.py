@@ -16,6 +16,7 @@ from markupsafe import Markup
 from . import figures
 from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, summary
 from .results import CONTROLS
+from .schedule import Schedule
 from .speed_report import Speed
 from .statistics import Correlation
 
@@ -39,7 +40,7 @@ class Scale:
         return round(100 * min(1.0, max(0.0, share)), 1)
 
 
-def render(boards: list[Board], speed: Speed) -> str:
+def render(boards: list[Board], speed: Speed, schedule: Schedule) -> str:
     """The page's HTML. Names are escaped; a name that a template misspells is an error."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -60,7 +61,8 @@ def render(boards: list[Board], speed: Speed) -> str:
         "CORRELATIONS": Scale(-1, 1, {"none": 0.0}),
     }
     page = templates.get_template("index.html.j2")
-    return page.render(sections=[section(board) for board in boards], speed=speed)
+    gantt = Markup(figures.gantt(schedule.bars, schedule.cuts)) if schedule.bars else None
+    return page.render(sections=[section(board) for board in boards], speed=speed, schedule=schedule, gantt=gantt)
 
 
 def section(board: Board) -> dict[str, Any]:

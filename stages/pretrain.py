@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("entry")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    began = time.time()
 
     planned = plan.lookup("pretrain", given.modality, given.entry)
     entry = Entry(modality=given.modality, name=given.entry, **{k: v for k, v in planned.items() if k != "code"})
@@ -277,7 +278,7 @@ def main() -> None:
         ) as run,
     ):
         trained = train(entry, folder, given.seed, log=run.log, keep=keep)
-        result = record(trained, entry, folder, provenance)
+        result = record(trained, entry, folder, provenance) | {"clock": [round(began), round(time.time())]}
         write(trained, "models" / place)
         write_json("metrics" / place / "pretrain.json", result)
         if result["panel"]:

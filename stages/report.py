@@ -19,6 +19,7 @@ from .files import replacing
 from .markdown import readme_table, report
 from .paper import paper
 from .results import Entry, Modality, Results, read
+from .schedule import schedule
 from .settings import command
 from .speed_report import Speed
 from .statistics import Correlation
@@ -51,7 +52,7 @@ def main(root: Path = Path()) -> None:
 def outputs(results: Results, boards: list[Board], speed: Speed) -> dict[str, str]:
     """The text of each file of reports/, by name."""
     return {
-        "index.html": page.render(boards, speed),
+        "index.html": page.render(boards, speed, schedule(results)),
         "README.md": report(boards, speed),
         "paper.tex": paper(boards),
         "results.csv": to_csv(("modality", "method", "seed", "measure", "value", "status"), run_rows(results)),

@@ -102,7 +102,7 @@ for name in ("adamw", "sgd", "lars"):
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
     print(layer.weight.tolist())
-print(linear.choose((x, y), (x, y), strengths=[0.1, 0.01], classes=3))
+print(linear.choose((x, y), (x, y), strengths=[0.1, 0.01], classes=3).curve)
 print("torch._dynamo" in sys.modules, file=sys.stderr)
 """
 

@@ -24,6 +24,7 @@ from ssl_methods.modalities import image
 from stages import figures, page, panels, pretrain, speed_report
 from stages.board import board
 from stages.results import Run, read
+from stages.schedule import schedule
 from stages.statistics import Correlation
 
 CLASSES = list("abcdefghi")
@@ -32,7 +33,8 @@ WEBP = "UklGRhgAAABXRUJQVlA4TAwAAAAvAAAAAAfQ//73v/8BiOh/AAA="  # one white pixel
 
 def rendered(root):
     results = read(root)
-    return page.render([board(modality, results.seeds) for modality in results.modalities], speed_report.read(root))
+    boards = [board(modality, results.seeds) for modality in results.modalities]
+    return page.render(boards, speed_report.read(root), schedule(results))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,7 @@ def enrich(root):
                 continue
             random = np.random.default_rng([row, seed])
             angles = np.arange(90) / 90 * 2 * np.pi
+            pretrain["clock"] = [1000 * row + 300 * seed, 1000 * row + 300 * seed + 60]
             evaluate["map"] = {"x": np.cos(angles).round(2).tolist(), "y": np.sin(angles).round(2).tolist()}
             evaluate["map"]["label"] = [i // 10 for i in range(90)]
             evaluate["confusion"] = random.multinomial(40, np.full(9, 1 / 9), 9).tolist()
@@ -372,3 +375,50 @@ def luminance(colour):
 
 def test_contrast_of_black_and_white():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+# ---- When stages ran
+
+
+def clocks(**runs):
+    """Results of one modality, of runs given as ((pretraining's clock), (evaluation's clock)), None where not known."""
+
+    def run(*stages):
+        known = ({} if clock is None else {"clock": clock} for clock in stages)
+        return SimpleNamespace(**dict(zip(("pretrain", "evaluate"), known, strict=True)))
+
+    entries = [SimpleNamespace(family=name, runs=[run(*stages)]) for name, stages in runs.items()]
+    return SimpleNamespace(modalities=[SimpleNamespace(name="image", entries=entries)])
+
+
+def test_a_schedule_leaves_idle_time_out():
+    found = schedule(
+        clocks(masked=((5000, 5120), (5150, 5180)), pretext=((1000, 1060), (1060, 1300)), clustering=(None, None))
+    )
+    bars = [(bar.lane, bar.family, bar.start, bar.end) for bar in found.bars]
+    assert bars == [
+        ("pretrain-image", "pretext", 0, 1),
+        ("evaluate-image", "pretext", 1, 5),
+        ("pretrain-image", "masked", 5, 7),  # after an idle hour
+        ("evaluate-image", "masked", 7.5, 8),  # half a minute is not idle
+    ]
+    assert found.cuts == [5]
+    assert found.minutes == 8
+
+
+def test_a_run_within_another_ends_no_work():
+    found = schedule(clocks(masked=((0, 600), None), pretext=((60, 120), (640, 700))))
+    assert found.cuts == []
+    assert found.minutes == pytest.approx(700 / 60)
+
+
+def test_no_clock_is_no_schedule(plain):
+    assert schedule(clocks(masked=(None, None))).bars == []
+    assert 'id="time"' not in plain
+
+
+def test_the_page_shows_when_each_stage_ran(rich_root, rich):
+    section = rich[rich.index('<section id="time"') :].split("</section>")[0]
+    assert f"In all, {schedule(read(rich_root)).minutes:.0f} minutes." in section
+    assert ">pretrain-image</text>" in section
+    assert "more than a minute" in section

@@ -296,3 +296,50 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"not": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+BEYOND_MEMORY = """
+import resource, sys
+from pathlib import Path
+
+import numpy as np
+
+from stages import pretrain, settings
+from stages.settings import Training
+
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))  # what a process may fill; maps of files are free
+try:
+    np.ones(4 * 2**30, np.uint8)
+except MemoryError:
+    pass
+else:
+    sys.exit("the limit does not hold here")
+entry = settings.read().entry("image", "simclr")
+small = {"name": "small", "architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1}
+training = Training(encoder="small", epochs=4 * 32 / 8_000_000, batch_size=32, optimizer="adamw", lr=3e-3, device="cpu")
+trained = pretrain.train(entry.model_copy(update={"encoder": small, "training": training}), folder, seed=0)
+print(trained.status, trained.samples)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+def test_data_larger_than_memory_are_trained_on(tmp_path):
+    """Six gigabytes of pictures, a file that takes up no room on disk, where three may be filled."""
+    rows = 8_000_000
+    (tmp_path / "train").mkdir()
+    np.lib.format.open_memmap(tmp_path / "train/image.npy", mode="w+", dtype=np.uint8, shape=(rows, 3, 16, 16))
+    facts = {
+        "data": "large",
+        "classes": [],
+        "facts": {"size": 16},
+        "hash": "0" * 64,
+        "splits": {"train": {"rows": rows}},
+    }
+    write_json(tmp_path / "manifest.json", facts)
+    command = [sys.executable, "-c", BEYOND_MEMORY, str(tmp_path)]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "ok 128"

@@ -6,7 +6,7 @@ which is scikit-learn's LogisticRegression with C = 1 / (rows * strength). The m
 trained by SGD it has no learning rate, no schedule and no seed to choose.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,18 @@ class Classifier:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What validation says of each strength of the penalty, and the classifier that it prefers."""
+
+    curve: dict[float, float]  # accuracy in percent, the strongest first
+    classifier: Classifier  # at the best strength, trained on train
+
+    @property
+    def strength(self) -> float:
+        return best(self.curve)
+
+
+@dataclass(frozen=True)
 class Probe:
     """What a linear probe says of features. Accuracies are in percent."""
 
@@ -48,9 +60,16 @@ class Probe:
 
 
 def fit(
-    data: Labelled, *, strengths: Iterable[float], classes: int, change: float = EXACT
+    data: Labelled,
+    *,
+    strengths: Iterable[float],
+    classes: int,
+    change: float = EXACT,
+    start: Classifier | None = None,
 ) -> Iterator[tuple[float, Classifier]]:
     """(strength, classifier) for each strength, strongest first, each started where the last one ended.
+
+    The first starts from `start`, or from zero. It is a matter of time alone: the minimum is unique.
 
     L-BFGS works in coordinates in which the loss curves alike in all directions: at W = 0 its second derivative along
     a principal axis of the features is curvature / classes + strength. That takes a third of the steps.
@@ -62,6 +81,8 @@ def fit(
     curvature, axes = torch.linalg.eigh(x.T @ x / len(x))  # (D,), (D, D)
     x = x @ axes
     weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)  # (C, D), (C,): the products' fastest layout
+    if start:
+        weight, bias = start.weight @ axes, start.bias
     for strength in sorted(strengths, reverse=True):
         stretch = (curvature.clamp(min=0) / classes + strength).rsqrt()
         weight, bias = minimise(x, labels, weight, bias, strength, stretch, change)
@@ -95,31 +116,26 @@ def minimise(
 
 def choose(
     train: Labelled, validation: Labelled, *, strengths: Iterable[float], classes: int, change: float = EXACT
-) -> dict[float, float]:
-    """The accuracy on validation data, trained on train, for each strength from the strongest to the weakest."""
+) -> Chosen:
+    """Trains on train, at each strength, and has validation choose; of equals, the one with most penalty."""
     features, labels = validation
-    path = fit(train, strengths=strengths, classes=classes, change=change)
-    return {strength: accuracy(classifier.predict(features), labels) for strength, classifier in path}
+    path = dict(fit(train, strengths=strengths, classes=classes, change=change))
+    curve = {strength: accuracy(classifier.predict(features), labels) for strength, classifier in path.items()}
+    return Chosen(curve, path[best(curve)])
 
 
 def read(
-    curve: Mapping[float, float],
-    train: Labelled,
-    validation: Labelled,
-    test: Labelled,
-    *,
-    classes: int,
-    change: float = EXACT,
+    chosen: Chosen, train: Labelled, validation: Labelled, test: Labelled, *, classes: int, change: float = EXACT
 ) -> Probe:
-    """Trains on train and validation together, at the best strength of `choose`'s curve, and then reads test, once."""
-    strength = best(curve)
-    ((_, classifier),) = fit(joined(train, validation), strengths=[strength], classes=classes, change=change)
+    """Trains on train and validation together, at the chosen strength, and then reads test, once."""
+    both, strength = joined(train, validation), chosen.strength
+    ((_, classifier),) = fit(both, strengths=[strength], classes=classes, change=change, start=chosen.classifier)
     predicted = classifier.predict(test[0])
     return Probe(
         strength=strength,
-        validation=curve[strength],
+        validation=chosen.curve[strength],
         test=accuracy(predicted, test[1]),
         correct=int((predicted == test[1]).sum()),
-        curve=dict(curve),
+        curve=dict(chosen.curve),
         predicted=predicted,
     )
