@@ -77,9 +77,66 @@ def gather(x: Tensor) -> Tensor:
 
     Whatever spans the batch (negatives, queues, statistics) goes through here.
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return x
-    return torch.cat(torch.distributed.nn.all_gather(x))
+    return x if processes() == 1 else _Gathered.apply(x)
+
+
+class _Gathered(torch.autograd.Function):
+    """A row moves the losses of all processes, so its gradient is the sum of all theirs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(processes())]
+        torch.distributed.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _summed(gradient).chunk(processes())[torch.distributed.get_rank()]
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return _summed(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _summed(gradient)
+
+
+def _summed(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def processes() -> int:
+    """How many processes train together."""
+    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    return 1 if alone else torch.distributed.get_world_size()
+
+
+def all_rows(x: Tensor) -> int:
+    """How many rows (N, ...) all processes have together."""
+    return processes() * len(x)
+
+
+def places_of(x: Tensor) -> Tensor:
+    """Where this process's rows (N, ...) stand among those of all, as `gather` puts them: (N,)."""
+    first = torch.distributed.get_rank() * len(x) if processes() > 1 else 0
+    return torch.arange(first, first + len(x), device=x.device)
+
+
+def averaged(x: Tensor) -> Tensor:
+    """The mean of `x` over all processes, with gradients; on one process, `x` itself."""
+    return x if processes() == 1 else _Summed.apply(x) / processes()
+
+
+def agreed(x: Tensor) -> Tensor:
+    """The first process's `x`, for random numbers that all must share."""
+    if processes() > 1:
+        torch.distributed.broadcast(x, 0)
+    return x
 
 
 def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -96,8 +153,11 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def masked_mean(error: Tensor, counts: Tensor) -> Tensor:
-    """The mean of `error` (N, L) over the places where `counts` (N, L) is true, or 1; 0 where there are none."""
-    return (error * counts).sum() / counts.sum().clamp(min=1)
+    """The mean of `error` (N, L) over the places where `counts` (N, L) is true, or 1; 0 where there are none.
+
+    On several processes, their mean is that of all places.
+    """
+    return (error * counts).sum() / averaged(counts.sum()).clamp(min=1 / processes())
 
 
 @in_float32
@@ -136,7 +196,7 @@ def labelled_loss(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
     Rows with label -1 do not count; both are 0 where there is no other.
     """
-    count = (y >= 0).sum().clamp(min=1)
+    count = averaged((y >= 0).sum()).clamp(min=1 / processes())
     loss = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum")
     return loss / count, (logits.argmax(1) == y).sum() / count
 
@@ -219,8 +279,8 @@ class Moments(nn.Module):
         self.register_buffer("products", torch.zeros(width, width, dtype=torch.float64))
 
     def add(self, x: Tensor) -> None:
-        """The rows (N, D) of all processes."""
-        x = gather(x).double()
+        """Rows (N, D)."""
+        x = x.double()
         self.count += len(x)
         self.total += x.sum(0)
         self.products += x.T @ x

@@ -13,17 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ssl_methods.parts import gather
+
+from . import distributed
 from .files import replacing
 from .settings import InputError
 
 SCRATCH = Path(".scratch")
 
 
+def folder_of(name: str, key: str) -> Path:
+    """Where the checkpoint of a run lies, whose result depends on what `key` stands for."""
+    return SCRATCH / f"{name}-{key}"
+
+
 @contextmanager
 def scratch(name: str, key: str) -> Iterator[Path]:
     """The folder of one run's checkpoint, locked while it is used, and removed when the block ends well."""
-    folder = SCRATCH / f"{name}-{key}"
+    folder = folder_of(name, key)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
@@ -34,12 +43,22 @@ def scratch(name: str, key: str) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def save(folder: Path, **state: Any) -> None:
-    """Writes a checkpoint, with the state of torch's random numbers. It replaces the one before at once."""
-    state["random"] = torch.get_rng_state()
-    state["random_cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    with replacing(folder / "checkpoint.pt") as partial:
-        torch.save(state, partial)
+def save(folder: Path, device: torch.device, **state: Any) -> None:
+    """Writes a checkpoint, with the state of torch's random numbers. It replaces the one before at once.
+
+    The first of several processes writes it, with the random numbers of all.
+    """
+    on_cuda = device.type == "cuda"
+    state["random"] = of_all(torch.get_rng_state(), device)
+    state["random_cuda"] = of_all(torch.cuda.get_rng_state(device), device) if on_cuda else None
+    if distributed.rank() == 0:
+        with replacing(folder / "checkpoint.pt") as partial:
+            torch.save(state, partial)
+
+
+def of_all(state: Tensor, device: torch.device) -> Tensor:
+    """The state (S,) of each process, (processes, S)."""
+    return gather(state[None].to(device)).cpu()
 
 
 def restore(folder: Path, device: torch.device) -> dict[str, Any] | None:
@@ -55,6 +74,7 @@ def restore(folder: Path, device: torch.device) -> dict[str, Any] | None:
     except Exception as error:  # whatever a damaged file makes of itself
         print(f"warning: {path} cannot be read ({type(error).__name__}); starting anew", file=sys.stderr)
         return None
-    torch.set_rng_state(state["random"].cpu())
-    torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+    torch.set_rng_state(state["random"][distributed.rank()].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random_cuda"][distributed.rank()].cpu(), device)
     return state

@@ -66,13 +66,14 @@ class Columns:
                 batch[name] = torch.from_numpy(column[index.numpy()]).to(self.device)
         return batch
 
-    def batch(self, step: int, size: int, seed: int) -> dict[str, Tensor]:
+    def batch(self, step: int, size: int, seed: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """The batch of one step: every epoch has a new order, drawn from the seed alone; its ragged end is dropped.
 
-        A step's batch depends on nothing that came before it, so an interrupted run goes on with the same data.
+        A step's batch depends on nothing that came before it, so an interrupted run goes on with the same data. Of the
+        `parts` into which it can be cut, this is number `part`.
         """
         epoch, place = divmod(step, len(self) // size)
-        return self.rows(self._order(epoch, seed)[place * size : (place + 1) * size])
+        return self.rows(self._order(epoch, seed)[place * size : (place + 1) * size].chunk(parts)[part])
 
     def _order(self, epoch: int, seed: int) -> Tensor:
         if getattr(self, "_ordered", None) != (epoch, seed):

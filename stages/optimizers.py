@@ -48,7 +48,12 @@ def optimizer_of(method: nn.Module, training: Training) -> torch.optim.Optimizer
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, 0.999), fused=fusible(trained))
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.lr, momentum=training.beta1, fused=fusible(trained))
+        optimizer = torch.optim.SGD(groups, lr=training.lr, momentum=training.beta1, fused=fusible(trained))
+        for (
+            weight
+        ) in trained:  # else weights that learn later than others, as SwAV's prototypes do, stop the fused kernel
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return optimizer
     return LARS(groups, lr=training.lr, momentum=training.beta1, weight_decay=training.weight_decay)
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 import ssl_methods
 from ssl_methods import Method
+from ssl_methods.parts import averaged, processes
 
-from . import checkpoint, cost, devices, plan
+from . import checkpoint, cost, devices, distributed, plan
 from .columns import Columns, facts_of, manifest
 from .files import write_json
 from .optimizers import optimizer_of, pace
@@ -54,7 +55,8 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
     Raises InputError for what does not fit: a device that is missing, a batch larger than the data, a method that needs
     labels where there are none.
     """
-    data, device, kind = manifest(folder), devices.choose(entry.training.device), ssl_methods.load(entry.method)
+    data, kind = manifest(folder), ssl_methods.load(entry.method)
+    device = distributed.own_device(devices.choose(entry.training.device))
     rows, batch_size = data["splits"]["train"]["rows"], entry.training.batch_size
     epochs = entry.training.epochs if kind.passes is None else kind.passes
     if epochs and batch_size > rows:
@@ -62,6 +64,7 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
             f"batch_size {batch_size} of {entry.name} is larger than the data: "
             f"{data['data']} has {rows} rows to train on; choose at most that in the training profile"
         )
+    distributed.check(batch_size, entry.training.processes, entry.name)
     if "label" in kind.columns and not data["classes"]:
         raise InputError(
             f"{entry.name} needs labels, and {data['data']} has none; take it out of benchmark.{entry.modality}.methods"
@@ -74,9 +77,9 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
     if not epochs:
         return Trained(method.eval())
     steps = max(1, round(epochs * rows / batch_size))
-    return fit(
-        method, columns, entry.training, steps=steps, seed=seed, label=f"{entry.name} {seed}", log=log, keep=keep
-    )
+    label = f"{entry.name} {seed}"
+    with distributed.group(device):
+        return fit(method, columns, entry.training, steps=steps, seed=seed, label=label, log=log, keep=keep)
 
 
 def build_method(entry: Entry, facts: dict[str, Any], seed: int) -> Method:
@@ -108,27 +111,32 @@ def fit(
     """The one training loop. It knows nothing of pictures, text, teachers or queues.
 
     Numbers stay on the device until a point of the curve is due, so the device never waits for the host in between.
+    Of several processes, each takes its part of the batch, and the first alone logs and keeps.
     """
+    rank, device = distributed.rank(), columns.device
     optimizer = optimizer_of(method, training)
-    precision = devices.choose_precision(training.precision, columns.device)
-    forward = torch.compile(method) if training.compile else method
+    precision = devices.choose_precision(training.precision, device)
+    forward = distributed.share(method)
+    forward = torch.compile(forward) if training.compile else forward
+    distributed.own_stream(seed)
     trained, first = Trained(method), 0
-    if keep and (state := checkpoint.restore(keep, columns.device)):
+    if keep and (state := checkpoint.restore(keep, device)):
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         first, trained.curve, trained.seconds = state["step"], state["curve"], state["seconds"]
-        print(f"{label}: resumed at step {first} of {steps}", flush=True)
+        if rank == 0:
+            print(f"{label}: resumed at step {first} of {steps}", flush=True)
     for point in trained.curve if log else ():
         log(**point)  # the tracker passes over what it has
 
     every, waiting, recent = max(1, steps // POINTS), [], torch.empty(0)
-    bar = Progress(label, steps * training.batch_size, "samples", first * training.batch_size)
+    bar = Progress(label, steps * training.batch_size, "samples", first * training.batch_size, shown=rank == 0)
     began = saved = time.monotonic() - trained.seconds
     for step in range(first, steps):
         method.progress = step / steps
         rate = training.lr * pace(method.progress, training.warmup)
-        batch = columns.batch(step, training.batch_size, seed)
-        with torch.autocast(columns.device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+        batch = columns.batch(step, training.batch_size, seed, rank, processes())
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
             loss, extras = forward(batch)
         descend(optimizer, loss, rate, training.clip)
         method.progress = (step + 1) / steps
@@ -137,7 +145,7 @@ def fit(
         waiting.append(torch.stack([loss.detach(), *extras.values()]))
         if (step + 1) % every and step + 1 < steps:
             continue
-        values, waiting = torch.stack(waiting).cpu(), []  # (steps since the last point, numbers)
+        values, waiting = averaged(torch.stack(waiting)).cpu(), []  # (steps since the last point, numbers)
         recent = torch.cat([recent, values[:, 0]])[-max(STILL, every) :]
         trained.seconds, trained.samples = time.monotonic() - began, (step + 1) * training.batch_size
         if fault := fault_in(recent, step + 1, loss.requires_grad):
@@ -148,9 +156,9 @@ def fit(
         if log:
             log(**trained.curve[-1])
         bar.advance(len(values) * training.batch_size, loss=numbers["loss"])
-        if keep and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+        if keep and distributed.agree(time.monotonic() - saved >= CHECKPOINT_SECONDS, device):
             state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds}
-            checkpoint.save(keep, method=method.state_dict(), optimizer=optimizer.state_dict(), **state)
+            checkpoint.save(keep, device, method=method.state_dict(), optimizer=optimizer.state_dict(), **state)
             saved = time.monotonic()
     bar.close()
     method.eval()
@@ -261,18 +269,24 @@ def main() -> None:
 
     planned = plan.lookup("pretrain", given.modality, given.entry)
     entry = Entry(modality=given.modality, name=given.entry, **{k: v for k, v in planned.items() if k != "code"})
+    if entry.training.processes > 1 and distributed.started() == 1:
+        distributed.launch(entry.training.processes, "stages.pretrain")
+        return
     folder = Path("data", given.modality)
     place = Path(given.modality, given.entry, str(given.seed))
     device = devices.choose(entry.training.device)
     precision = devices.choose_precision(entry.training.precision, device)
     provenance = devices.provenance(planned, manifest(folder), device, precision)
-    key = devices.key_of([str(place), planned, provenance])
+    name, key = "-".join(["pretrain", *place.parts]), devices.key_of([str(place), planned, provenance])
+    if distributed.rank():  # the first alone writes anything
+        train(entry, folder, given.seed, keep=checkpoint.folder_of(name, key))
+        return
 
     from . import tracking  # here, so that what only watches is no part of what a result depends on
 
     tags = {"family": entry.family, "method": entry.method}
     with (
-        checkpoint.scratch(f"pretrain-{given.modality}-{given.entry}-{given.seed}", key) as keep,
+        checkpoint.scratch(name, key) as keep,
         tracking.start(
             "pretrain", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags=tags, key=key
         ) as run,

@@ -52,6 +52,7 @@ class Training(Block):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     device: str = "auto"
+    processes: Count = 1  # that share each batch, with a GPU each or some cores
     # What some methods or entries need otherwise, of these keys or of their own: {name: {key: value}}. Where the same
     # hyper-parameter stands under `methods`, that one counts.
     override: dict[str, dict[str, Any]] = Field(default_factory=dict)

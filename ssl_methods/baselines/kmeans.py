@@ -21,11 +21,11 @@ from ..parts import Moments, enqueue, gather, in_float32
 
 
 def random_patches(x: Tensor, count: int, side: int) -> Tensor:
-    """`count` patches of each picture, in an order in which neighbours are of different pictures: (count * N, P)."""
+    """`count` patches of each picture: (N, count, P)."""
     height, width = x.shape[2:]
     top = torch.randint(height - side + 1, (len(x), count), device=x.device)
     left = torch.randint(width - side + 1, (len(x), count), device=x.device)
-    return image.cut(x, top, left, side).transpose(0, 1).flatten(0, 1).flatten(1)
+    return image.cut(x, top, left, side).flatten(2)
 
 
 def zca(covariance: Tensor, floor: float = 0.1) -> Tensor:
@@ -59,13 +59,13 @@ class KMeans(Method):
     def forward(self, batch):
         self.turn = self.passes_done()
         drawn = random_patches(image.unit(batch["image"]), self.patches, self.encoder.patch)
-        drawn = self.encoder.normalise(drawn)  # (M, P)
-        every = gather(drawn)
-        enqueue(self.latest, every)
+        drawn = gather(self.encoder.normalise(drawn))  # (N, count, P)
+        drawn = drawn.transpose(0, 1).flatten(0, 1)  # (M, P): neighbours are of different pictures
+        enqueue(self.latest, drawn)
         if self.turn == 0:
             self.drawn.add(drawn)
             return drawn.var(0).sum(), {}  # as far as patches are from a single centroid
-        x = in_float32(self.encoder.whiten)(every)
+        x = in_float32(self.encoder.whiten)(drawn)
         distance, member = nearest(x, self.encoder.centroids)
         self.members += member.sum(0)[:, None]
         self.sums += member.double().T @ x.double()

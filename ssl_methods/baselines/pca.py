@@ -11,7 +11,7 @@ import torch
 from .. import Method
 from ..encoders import Projection
 from ..modalities import image
-from ..parts import Moments
+from ..parts import Moments, gather
 
 
 class PCA(Method):
@@ -27,7 +27,7 @@ class PCA(Method):
 
     def forward(self, batch):
         x = self.encoder.pixels(image.unit(batch["image"]))  # (N, P)
-        self.pixels.add(x)
+        self.pixels.add(gather(x))
         return x.var(0).sum(), {}  # the variance that there is to explain
 
     def after_step(self):

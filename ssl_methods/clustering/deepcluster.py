@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import gather, in_float32, mlp, spread
+from ..parts import agreed, gather, in_float32, mlp, spread
 
 
 @torch.no_grad()
 def spherical_kmeans(z: Tensor, count: int, iterations: int) -> Tensor:
     """Centroids (K, D) of unit length for the rows of z (R, D); those that are zero have no say."""
     unseen = ~z.any(1)
-    centroids = z[(unseen + torch.rand(len(z), device=z.device)).argsort()[:count]]  # (K, D)
+    centroids = z[(unseen + agreed(torch.rand(len(z), device=z.device))).argsort()[:count]]  # (K, D)
     names = torch.arange(count, device=z.device)
     for _ in range(iterations):
         members = (z @ centroids.T).argmax(1, keepdim=True) == names  # (R, K)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import enqueue, gather, in_float32, mlp
+from ..parts import all_rows, enqueue, gather, in_float32, mlp
 
 
 @in_float32
@@ -67,7 +67,7 @@ class NNCLR(Method):
         loss1 = neighbour_contrast(nearest(z1, self.queue), p2, self.temperature)
         loss2 = neighbour_contrast(nearest(z2, self.queue), p1, self.temperature)
         loss = (loss1 + loss2) / 2
-        return loss, {"information": math.log(len(z1)) - loss.detach()}
+        return loss, {"information": math.log(all_rows(z1)) - loss.detach()}
 
     def after_step(self):
         enqueue(self.queue, gather(self.keys))

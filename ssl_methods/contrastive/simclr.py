@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import gather, in_float32, mlp
+from ..parts import all_rows, gather, in_float32, mlp
 
 
 @in_float32
@@ -56,4 +56,4 @@ class SimCLR(Method):
         z = self.projector(self.encoder(image.simclr_view(x, self.strength)))
         z1, z2 = z.chunk(2)  # (N, D) each
         loss = nt_xent(z1, z2, self.temperature)
-        return loss, {"information": math.log(2 * len(z1) - 1) - loss.detach()}
+        return loss, {"information": math.log(2 * all_rows(z1) - 1) - loss.detach()}

@@ -16,7 +16,7 @@ import math
 from torch import nn
 
 from .. import Method, Positive
-from ..parts import info_nce
+from ..parts import all_rows, info_nce
 
 
 class SimCSE(Method):
@@ -34,4 +34,4 @@ class SimCSE(Method):
         h = self.projector(self.encoder(batch["token"].repeat(2, 1)))  # (2N, D)
         h1, h2 = h.chunk(2)  # (N, D) each
         loss = info_nce(h1, h2, self.temperature)
-        return loss, {"information": math.log(len(h1)) - loss.detach()}
+        return loss, {"information": math.log(all_rows(h1)) - loss.detach()}

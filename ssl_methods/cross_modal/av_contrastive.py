@@ -22,7 +22,7 @@ import math
 from .. import Method, NonNegative, Positive
 from ..encoders import AudioVisual
 from ..modalities import video_audio
-from ..parts import info_nce
+from ..parts import all_rows, info_nce
 
 
 class AVContrastive(Method):
@@ -48,4 +48,4 @@ class AVContrastive(Method):
             (info_nce(zv, zs, self.temperature, among) + info_nce(zs, zv, self.temperature, among)) / 2
             for among in (None, batch["clip"])
         )
-        return loss + self.hard * hard, {"information": math.log(len(zv)) - loss.detach(), "hard": hard.detach()}
+        return loss + self.hard * hard, {"information": math.log(all_rows(zv)) - loss.detach(), "hard": hard.detach()}

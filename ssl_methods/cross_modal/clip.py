@@ -20,7 +20,7 @@ from torch import nn
 from .. import Method, NonNegative, Positive
 from ..encoders import ImageText
 from ..modalities import image_text
-from ..parts import info_nce
+from ..parts import all_rows, info_nce
 
 SHARPEST = math.log(100)  # of s
 
@@ -41,7 +41,7 @@ class CLIP(Method):
         v, t = self.encoder(x, batch["token"])  # (N, S) each
         temperature = (-self.scale).exp()
         loss = (info_nce(v, t, temperature) + info_nce(t, v, temperature)) / 2
-        return loss, {"information": math.log(len(v)) - loss.detach(), "temperature": temperature.detach()}
+        return loss, {"information": math.log(all_rows(v)) - loss.detach(), "temperature": temperature.detach()}
 
     @torch.no_grad()
     def after_step(self):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import gather, in_float32, mlp
+from ..parts import agreed, gather, in_float32, mlp
 
 
 @in_float32
@@ -64,7 +64,7 @@ class LeJEPA(Method):
         x = image.unit(batch["image"]).repeat(2, 1, 1, 1)  # (2N, 3, H, W)
         z = self.projector(self.encoder(image.simclr_view(x, self.strength)))
         z1, z2 = z.chunk(2)  # (N, D) each
-        directions = F.normalize(torch.randn(z.shape[1], self.directions, device=z.device), dim=0)  # (D, M)
+        directions = F.normalize(agreed(torch.randn(z.shape[1], self.directions, device=z.device)), dim=0)  # (D, M)
         normality = (sigreg(z1, directions) + sigreg(z2, directions)) / 2
         prediction = prediction_error(z1, z2)
         extras = {"sigreg": normality.detach(), "prediction": prediction.detach()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import covariance, gather, in_float32, mlp, spread
+from ..parts import agreed, covariance, gather, in_float32, mlp, spread
 
 
 def whiten(v: Tensor, shrinkage: float) -> Tensor:
@@ -62,5 +62,5 @@ class WMSE(Method):
         x = image.unit(batch["image"]).repeat(2, 1, 1, 1)  # (2N, 3, H, W)
         v = self.projector(self.encoder(image.simclr_view(x, self.strength)))
         v1, v2 = (gather(half) for half in v.chunk(2))  # (N, D) each
-        order = torch.randperm(len(v1), device=v.device)
+        order = agreed(torch.randperm(len(v1), device=v.device))
         return whitened_error(v1, v2, order, self.shrinkage), {"spread": spread(v)}

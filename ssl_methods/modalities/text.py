@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..parts import gather, places_of
+
 columns = ("token",)
 partner_columns = ("document",)
 
@@ -75,13 +77,12 @@ def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns the pairs (N, 2L - 1), [CLS] A [SEP] ... B [SEP] ..., where B always begins at place L; whether B is the
     true one (N,); and which pairs count (N,): those where both sentences that B was drawn from exist.
     """
-    n = len(ids)
-    place = torch.arange(n, device=ids.device)
-    other = (place + torch.randint(1, max(n, 2), (n,), device=ids.device)) % n  # never its own
+    n, every = len(ids), gather(follows)  # every: (all N, L)
+    step = torch.randint(1, max(len(every), 2), (n,), device=ids.device)
+    other = every[(places_of(ids) + step) % len(every)]  # never its own
     true = torch.rand(n, device=ids.device) < 0.5
-    second = torch.where(true[:, None], follows, follows[other])[:, 1:]  # without its [CLS]
-    has_next = follows[:, 0] > 0
-    return torch.cat([ids, second], dim=1), true, has_next & has_next[other]
+    second = torch.where(true[:, None], follows, other)[:, 1:]  # without its [CLS]
+    return torch.cat([ids, second], dim=1), true, (follows[:, 0] > 0) & (other[:, 0] > 0)
 
 
 def means(encoder: nn.Module, h: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
