@@ -168,6 +168,20 @@ def test_a_hyper_parameter_reruns_its_method_alone(project):
     assert project.stale() == stages_of("pretrain", ["byol"], [0, 1])
 
 
+def test_two_processes_share_a_run_where_the_profile_says_so(finished, project):
+    project.change(lambda params: params["training"]["laptop"].update(processes=2))
+    project.run("dvc", "repro", "plan")
+    project.run("dvc", "repro", "--single-item", "pretrain-image@byol-1")
+    alone, shared = (
+        json.loads((p.folder / "metrics/image/byol/1/pretrain.json").read_text()) for p in (finished, project)
+    )
+    assert shared["status"] == "ok"
+    assert shared["samples"] == alone["samples"]
+    assert len(shared["curve"]) == len(alone["curve"])
+    assert shared["loss"] != alone["loss"]  # the second process drew views of its own
+    assert not list((project.folder / ".scratch").glob("pretrain-*"))
+
+
 def test_a_seed_runs_that_seed_alone(project):
     project.change(lambda params: params.update(seeds=[0, 1, 2]))
     assert project.stale() == all_of("pretrain", [2]) | all_of("evaluate", [2])
