@@ -113,15 +113,16 @@ def fit(
     precision = devices.choose_precision(training.precision, columns.device)
     forward = torch.compile(method) if training.compile else method
     trained, first = Trained(method), 0
+    every, waiting, recent = max(1, steps // POINTS), [], torch.empty(0)
     if keep and (state := checkpoint.restore(keep, columns.device)):
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         first, trained.curve, trained.seconds = state["step"], state["curve"], state["seconds"]
+        recent = state["recent"].cpu()
         print(f"{label}: resumed at step {first} of {steps}", flush=True)
     for point in trained.curve if log else ():
         log(**point)  # the tracker passes over what it has
 
-    every, waiting, recent = max(1, steps // POINTS), [], torch.empty(0)
     bar = Progress(label, steps * training.batch_size, "samples", first * training.batch_size)
     began = saved = time.monotonic() - trained.seconds
     for step in range(first, steps):
@@ -148,8 +149,8 @@ def fit(
         if log:
             log(**trained.curve[-1])
         bar.advance(len(values) * training.batch_size, loss=numbers["loss"])
-        if keep and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-            state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds}
+        if keep and step + 1 < steps and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds, "recent": recent}
             checkpoint.save(keep, method=method.state_dict(), optimizer=optimizer.state_dict(), **state)
             saved = time.monotonic()
     bar.close()
