@@ -9,6 +9,7 @@ which is read once.
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -378,6 +379,11 @@ def shown(subject: Subject, split: Split) -> list[int]:
     return [place for place, row in enumerate(split.rows.tolist()) if row in allowed]
 
 
+def weights_of(models: Path) -> str:
+    """Stands for what pretraining left, which no setting of evaluation tells: of other weights it is another run."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(models.glob("*")))).hexdigest()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modality")
@@ -390,7 +396,7 @@ def main() -> None:
     entry, protocol = read().entry(given.modality, given.entry), Evaluation(**planned["protocol"])
     folder, place = Path("data", given.modality), Path(given.modality, given.entry, str(given.seed))
     provenance = devices.provenance(planned, manifest(folder), devices.choose(protocol.device), torch.float32)
-    key = devices.key_of([str(place), planned, provenance])
+    key = devices.key_of([str(place), planned, provenance, weights_of("models" / place)])
 
     from . import tracking  # here, so that what only watches is no part of what a result depends on
 

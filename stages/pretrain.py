@@ -120,16 +120,17 @@ def fit(
     forward = torch.compile(forward) if training.compile else forward
     distributed.own_stream(seed)
     trained, first = Trained(method), 0
+    every, waiting, recent = max(1, steps // POINTS), [], torch.empty(0)
     if keep and (state := checkpoint.restore(keep, device)):
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         first, trained.curve, trained.seconds = state["step"], state["curve"], state["seconds"]
+        recent = state["recent"].cpu()
         if rank == 0:
             print(f"{label}: resumed at step {first} of {steps}", flush=True)
     for point in trained.curve if log else ():
         log(**point)  # the tracker passes over what it has
 
-    every, waiting, recent = max(1, steps // POINTS), [], torch.empty(0)
     bar = Progress(label, steps * training.batch_size, "samples", first * training.batch_size, shown=rank == 0)
     began = saved = time.monotonic() - trained.seconds
     for step in range(first, steps):
@@ -156,8 +157,9 @@ def fit(
         if log:
             log(**trained.curve[-1])
         bar.advance(len(values) * training.batch_size, loss=numbers["loss"])
-        if keep and distributed.agree(time.monotonic() - saved >= CHECKPOINT_SECONDS, device):
-            state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds}
+        due = keep and step + 1 < steps and time.monotonic() - saved >= CHECKPOINT_SECONDS
+        if distributed.agree(bool(due), device):
+            state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds, "recent": recent}
             checkpoint.save(keep, device, method=method.state_dict(), optimizer=optimizer.state_dict(), **state)
             saved = time.monotonic()
     bar.close()

@@ -10,14 +10,13 @@ import base64
 import fcntl
 import json
 import os
-import signal
 import sqlite3
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._failed = False
+        self._written = False  # the run had finished before it began here
         self._client: Any = None
         self._id = ""
         self._last: dict[str, int] = {}  # the last step of each metric
@@ -43,7 +43,7 @@ class Recorder:
 
     def hear(self, call: str, **arguments: Any) -> None:
         """Carries out `call`. What MLflow raises becomes one line on stderr, after which nothing asks it again."""
-        if self._failed:
+        if self._failed or (self._written and call != "begin"):
             return
         try:
             with warnings.catch_warnings(action="ignore"):  # its libraries' deprecations
@@ -53,19 +53,25 @@ class Recorder:
             warn(f"{type(error).__name__}: {error}")
 
     def begin(self, experiment: str, tags: dict[str, str], params: dict[str, str], milliseconds: int) -> None:
-        """A run with these tags. One of the same key and kind that never finished is continued."""
+        """A run with these tags. One of the same key and kind is continued, or left alone if it finished."""
         self._client, experiment_id = connect(store(), experiment)
         self._last, self._buffer = {}, []
         from mlflow.entities import Param  # after `connect`, which sets how mlflow is to behave
 
-        same = f"tags.key = '{tags['key']}' and tags.kind = '{tags['kind']}' and attributes.status != 'FINISHED'"
-        if unfinished := self._client.search_runs([experiment_id], same, max_results=1):
-            self._id = unfinished[0].info.run_id
+        same = f"tags.key = '{tags['key']}' and tags.kind = '{tags['kind']}'"
+        with alone(store()):  # the recorder of a stage that was killed may still be writing the same run
+            found = self._client.search_runs([experiment_id], same)
+            if not found:
+                self._id = self._client.create_run(experiment_id, start_time=milliseconds, tags=tags).info.run_id
+        self._written = any(run.info.status == "FINISHED" for run in found)
+        if self._written:
+            return
+        if found:
+            self._id = found[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
-            for metric in unfinished[0].data.metrics:
+            for metric in found[0].data.metrics:
                 self._last[metric] = max(point.step for point in self._client.get_metric_history(self._id, metric))
         else:
-            self._id = self._client.create_run(experiment_id, start_time=milliseconds, tags=tags).info.run_id
             listed = [Param(*item) for item in params.items()]
             for at in range(0, len(listed), 100):  # the most that MLflow takes in one request
                 self._client.log_batch(self._id, params=listed[at : at + 100])
@@ -127,12 +133,11 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
         os.environ.setdefault(variable, value)
     from mlflow import MlflowClient  # here, because what is set above counts as it is imported
 
-    file = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-    with locked(file) if file else nullcontext():
+    with alone(uri):
         client = MlflowClient(uri)
         if found := client.get_experiment_by_name(experiment):
             return client, found.experiment_id
-        if file:
+        if file := file_of(uri):
             with closing(sqlite3.connect(file)) as opened:
                 opened.execute("PRAGMA journal_mode=WAL")  # readers (the ui) and writers do not wait for each other
         # By default artifacts would lie relative to whichever process came first. A server has its own place for them.
@@ -140,16 +145,22 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
         return client, client.create_experiment(experiment, artifact_location=artifacts)
 
 
+def file_of(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Held by one process at a time: of two that create the same store at once, one fails."""
+def alone(uri: str) -> Iterator[None]:
+    """Held by one process at a time, where the store is a file: of two that create the same one at once, one fails."""
+    if not (file := file_of(uri)):
+        yield
+        return
     with open(f"{file}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both processes; the stage then says how its run ended
     recorder = Recorder()
     for line in sys.stdin:
         call, arguments = json.loads(line)

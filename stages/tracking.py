@@ -30,7 +30,8 @@ def start(
     """The run of `kind` ("pretrain", "evaluate" or "sweep") that computes what `key` identifies.
 
     `key` is the fingerprint of everything that the result depends on. A run of that key that never finished (its
-    process was killed, or failed) is continued, without points it already has; beside a finished one a new run begins.
+    process was killed, or failed) is continued, without points it already has. One that finished is left alone: DVC
+    was killed before it noted the stage as done, or told to repeat it, and the same key has the same results.
     `params` may be nested. `tags` are those beyond kind, modality, entry (`name`), seed and key: family, method, and
     `mlflow.runName` where another name than "<kind> <entry> <seed>" tells runs apart. One run at a time.
     """
@@ -115,7 +116,13 @@ class Channel:
     def _deliver(self) -> None:
         if self._process is None:
             command = [sys.executable, "-P", recorder.__file__]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,  # what ends the stage, Ctrl-C or a kill of its group, leaves this be
+            )
         lines, self._waiting = self._waiting, []
         try:
             self._process.stdin.writelines(lines)

@@ -58,7 +58,8 @@ class Project:
         edit(params)
         path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
-    def run(self, *command: str, fails: bool = False) -> str:
+    @property
+    def environment(self) -> dict[str, str]:
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.folder),
@@ -66,7 +67,10 @@ class Project:
             "OMP_NUM_THREADS": "1",  # as much as two at a time have on two cores
         }
         environment.pop("MLFLOW_TRACKING_URI", None)
-        ended = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        return environment
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        ended = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         output = ended.stdout + ended.stderr
         assert (ended.returncode != 0) == fails, output
         return output

@@ -139,6 +139,8 @@ def test_a_column_on_disk_gives_the_same_batches(data, monkeypatch):
 def test_an_interrupted_run_ends_with_the_same_bytes(name, data, tmp_path, monkeypatch):
     """BYOL has a teacher and a schedule, MoCo a teacher and a queue; both must come back as they were."""
     entry = entry_of(name, TRAINING.model_copy(update={"epochs": 2}), **({"queue": 64} if name == "moco" else {}))
+    judged = []  # the latest losses, which tell a dead run: they, too, must come back
+    monkeypatch.setattr(pretrain, "fault_in", lambda losses, *_: judged.append(losses.tolist()))
     straight = pretrain.train(entry, data, seed=0)
     monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
 
@@ -154,7 +156,18 @@ def test_an_interrupted_run_ends_with_the_same_bytes(name, data, tmp_path, monke
     resumed = pretrain.train(entry, data, seed=0, log=lambda step, **_: logged.append(step), keep=tmp_path / "keep")
     assert weights(resumed, tmp_path / "resumed") == weights(straight, tmp_path / "straight")
     assert [p["loss"] for p in resumed.curve] == [p["loss"] for p in straight.curve]
+    assert judged[15] == judged[-1]
     assert logged == list(range(1, 17))  # the tracker hears every point, and passes over those it has
+
+
+@pytest.mark.parametrize("name", ["byol", "swav"])
+def test_a_run_killed_after_its_last_step_ends_with_the_same_numbers(name, data, tmp_path, monkeypatch):
+    """While its record is made, that is; what it cost and how it does its task are as they would have been."""
+    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
+    (tmp_path / "keep").mkdir()
+    first, again = (pretrain.train(entry_of(name), data, seed=0, keep=tmp_path / "keep") for _ in range(2))
+    assert (again.samples, again.method.progress) == (first.samples, first.method.progress) == (256, 1.0)
+    assert weights(again, tmp_path / "again") == weights(first, tmp_path / "first")
 
 
 def test_a_killed_process_resumes_from_its_checkpoint(data, tmp_path):

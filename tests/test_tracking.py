@@ -189,12 +189,17 @@ def test_an_exception_marks_the_run_as_failed_and_passes(runs):
     assert [run.info.status for run in runs()[1]] == ["FINISHED"]
 
 
-def test_a_finished_run_is_left_alone(runs):
+def test_a_finished_run_is_left_alone_and_not_doubled(runs):
+    """DVC may be killed before it notes a stage as done; then the stage runs once more."""
     for value in (1.0, 2.0):
         with start() as run:
             run.log(1, loss=value)
+            run.log(2, loss=value)
+            run.picture("late.webp", "")
+    with start(key="k3") as run:
+        run.log(1, loss=3.0)
     client, stored = runs()
-    assert sorted(curve(client, run) for run in stored) == [[(1, 1.0)], [(1, 2.0)]]
+    assert [curve(client, run) for run in stored] == [[(1, 1.0), (2, 1.0)], [(1, 3.0)]]
 
 
 def test_a_closing_number_does_not_bend_a_curve(runs):
@@ -258,6 +263,20 @@ def test_what_a_stage_that_is_killed_late_has_logged_is_kept_and_its_run_stays_o
     [stored] = client.search_runs([identifier], "tags.key = 'k'")
     assert stored.info.status == "RUNNING"
     assert curve(client, stored) == [(1, 0.5)]
+
+
+def test_what_kills_the_stage_does_not_stop_the_writing(runs, tmp_path):
+    """A stage that has ended is done for DVC: nothing would write its run again."""
+    code = f"{TRACK}\nimport os; os.killpg(0, 9)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE
+    )
+    killed.communicate()  # until the recorder, too, has closed it
+    assert killed.returncode == -signal.SIGKILL
+    client, identifier = connect(tmp_path)
+    [stored] = client.search_runs([identifier], "tags.key = 'k'")
+    assert stored.info.status == "FINISHED"
 
 
 def test_a_recorder_that_dies_costs_one_warning(tmp_path):
