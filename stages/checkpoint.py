@@ -52,9 +52,9 @@ def restore(folder: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+        torch.set_rng_state(state["random"].cpu())
     except Exception as error:  # whatever a damaged file makes of itself
         print(f"warning: {path} cannot be read ({type(error).__name__}); starting anew", file=sys.stderr)
         return None
-    torch.set_rng_state(state["random"].cpu())
-    torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
     return state
