@@ -260,7 +260,7 @@ def check(factory: Callable, given: Mapping[str, Any], where: str, also: Iterabl
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
     for key in given:
         if key not in defaults:
-            raise InputError(f"{where}.{key}: {unknown('setting', key, [*defaults, *also])}")
+            raise InputError(one_line(f"{where}.{key}: {unknown('setting', key, [*defaults, *also])}"))
     values = {**defaults, **given}
     found = {key: parse(hints.get(key, Any), value, f"{where}.{key}") for key, value in values.items()}
     look_through({where: found})
@@ -269,7 +269,7 @@ def check(factory: Callable, given: Mapping[str, Any], where: str, also: Iterabl
 
 def architecture(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """An encoder's block, checked against the signature of its architecture."""
-    where = f"encoders.{name}"
+    where = one_line(f"encoders.{name}")
     if "architecture" not in settings:
         raise InputError(f"{where}: names no `architecture`; add one, as in `architecture: ResNet`")
     kind = parse(str, settings.pop("architecture"), f"{where}.architecture")
@@ -318,5 +318,5 @@ def decapitalise(text: str) -> str:
 def pick(where: str, kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """known[name], or an InputError that names the nearest known name."""
     if name not in known:
-        raise InputError(f"{where}: {unknown(kind, name, known)}")
+        raise InputError(one_line(f"{where}: {unknown(kind, name, known)}"))
     return known[name]

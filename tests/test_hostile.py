@@ -282,6 +282,7 @@ def test_absurd_params(tree):
         ("training.laptop.epochs", math.inf, "training.laptop.epochs: expected a number of a sensible size"),
         ("evaluation.low_label.share", 1, "evaluation.low_label.share: unknown key 'share'; did you mean 'shares'?"),
         ("methods", {1: {}}, "methods: the key 1 is no text"),
+        ("training", {"\udcff": PARAMS["training"]["laptop"]}, "known: ?"),
         ("seeds", [-1], "seeds.0: input should be greater than or equal to 0"),
         ("seeds", [2**40], "seeds.0: input should be less than"),
     ],
