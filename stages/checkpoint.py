@@ -71,10 +71,10 @@ def restore(folder: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"][distributed.rank()].cpu(), device)
+        torch.set_rng_state(state["random"][distributed.rank()].cpu())
     except Exception as error:  # whatever a damaged file makes of itself
         print(f"warning: {path} cannot be read ({type(error).__name__}); starting anew", file=sys.stderr)
         return None
-    torch.set_rng_state(state["random"][distributed.rank()].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["random_cuda"][distributed.rank()].cpu(), device)
     return state

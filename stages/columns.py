@@ -10,18 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .settings import InputError
+from .settings import InputError, one_line
 
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
 LARGE = min(2**32, MEMORY // 4)  # bytes; a larger column stays on disk, and only its batches are read
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """What `prepare` wrote about a data set. Raises InputError where there is none."""
+    """What `prepare` wrote about a data set. Raises InputError where there is none, or none that can be used."""
+    path = folder / "manifest.json"
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        facts_of(found)  # what every reader asks of it
     except FileNotFoundError:
         raise InputError(f"{folder} holds no prepared data; run `dvc repro prepare` first") from None
+    except Exception as error:  # whatever a damaged file makes of itself
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{path} cannot be read ({reason}); delete {folder} and run `dvc repro`") from None
+    return found
 
 
 def facts_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -48,10 +54,16 @@ class Columns:
     def _open(self, path: Path) -> Tensor | np.ndarray:
         try:
             column = np.load(path, mmap_mode="r")
+            len(column)
+            return column if column.nbytes > LARGE else torch.from_numpy(np.array(column)).to(self.device)
         except FileNotFoundError:
             have = ", ".join(sorted(p.stem for p in path.parent.glob("*.npy"))) or "none"
             raise InputError(f"{path.parent} has no column {path.stem!r} (it has: {have})") from None
-        return column if column.nbytes > LARGE else torch.from_numpy(np.array(column)).to(self.device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a damaged file makes of itself
+            reason = one_line(error)
+            raise InputError(f"{path} cannot be read ({reason}); delete its folder and run `dvc repro`") from None
 
     def __len__(self) -> int:
         return self.length

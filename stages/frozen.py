@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from . import devices
 from .columns import Columns, manifest
 from .measures import Labelled
 from .progress import Progress
-from .settings import Evaluation, InputError
+from .settings import Evaluation, InputError, one_line
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,16 @@ class Split:
 def how_it_ended(models: Path) -> dict[str, Any]:
     """How the pretraining ended."""
     try:
-        return json.loads((models / "status.json").read_text(encoding="utf-8"))
+        found = json.loads((models / "status.json").read_text(encoding="utf-8"))
+        found["status"]
     except FileNotFoundError:
         raise InputError(f"{models} holds no pretrained encoder; run `dvc repro`, which trains it first") from None
+    except Exception as error:  # whatever a damaged file makes of itself
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(
+            f"{models}/status.json cannot be read ({reason}); delete {models} and run `dvc repro`"
+        ) from None
+    return found
 
 
 def load(weights: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
@@ -86,8 +92,10 @@ def load(weights: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -
     network = build_encoder(settings, facts)
     try:
         found = load_file(weights)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{weights} cannot be read ({error}); delete its folder and run `dvc repro`") from None
+    except Exception as error:  # whatever a damaged file makes of itself
+        raise InputError(
+            f"{weights} cannot be read ({one_line(error)}); delete its folder and run `dvc repro`"
+        ) from None
     expected = network.state_dict()
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{name} is unexpected" for name in found if name not in expected]
@@ -98,7 +106,9 @@ def load(weights: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -
     ]
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise InputError(f"{weights} is of another encoder: {faults[0]}{more}; run `dvc repro`, which trains it anew")
+        raise InputError(
+            f"{weights} is of another encoder: {one_line(faults[0])}{more}; run `dvc repro`, which trains it anew"
+        )
     network.load_state_dict(found)
     return network
 

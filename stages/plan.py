@@ -39,7 +39,7 @@ def settings_of(settings: Settings) -> dict[str, Any]:
 
 
 def prepare_of(settings: Settings, modality: str) -> dict[str, Any]:
-    data = pick("benchmark", "modality", modality, settings.benchmark).data
+    data = settings.bench(modality).data
     block = pick(f"benchmark.{modality}.data", "data set's block", data, settings.datasets)
     return {"data": data, "settings": datasets.check(data, block or {})}
 

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from . import settings
 from .settings import InputError
 
@@ -165,10 +167,51 @@ def read_entry(root: Path, modality: str, name: str, planned: dict, seeds: list[
     runs = []
     for seed in seeds:
         folder = root / "metrics" / modality / name / str(seed)
-        runs.append(Run(seed, *(read_json(folder / f"{kind}.json") for kind in ("pretrain", "scores", "evaluate"))))
+        runs.append(Run(seed, *(read_shaped(folder / f"{kind}.json", shape) for kind, shape in SHAPES.items())))
     family, method = planned["family"], planned["method"]
     source = read_source(root, f"ssl_methods/{family}/{method}.py")
     return Entry(name, method, family, *(planned[kind] for kind in ("encoder", "hyper", "training")), source, runs)
+
+
+class Shape(BaseModel):
+    """What the report takes for granted in a run's file; whatever else is there may be anything."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Point(Shape):
+    samples: float
+    loss: float
+
+
+class Pretrain(Shape):
+    status: str
+    provenance: dict[str, Any]
+    curve: list[Point] = Field(default_factory=list)
+    held_out: dict[str, Any] = Field(default_factory=dict)
+
+
+class Scores(Shape):
+    status: str
+
+
+class Evaluate(Shape):
+    provenance: dict[str, Any]
+    zero_shot: dict[str, Any] = Field(default_factory=dict)
+    clustering: dict[str, Any] = Field(default_factory=dict)
+    low_label: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    retrieval: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+SHAPES = {"pretrain": Pretrain, "scores": Scores, "evaluate": Evaluate}
+
+
+def read_shaped(path: Path, kind: type[Shape]) -> dict[str, Any]:
+    """A run's file, empty where there is none. Raises InputError, naming it, where no stage would have written it."""
+    if found := read_json(path):
+        settings.parse(kind, found, str(path))
+    return found
 
 
 def read_source(root: Path, path: str) -> Source:
@@ -217,8 +260,13 @@ def read_sweep(folder: Path, name: str) -> Sweep:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty where there is no file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): delete it and run its stage again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not valid JSON ({settings.one_line(error)}): delete it and run its stage again"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not valid JSON (no object in it): delete it and run its stage again")
+    return found

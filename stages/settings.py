@@ -4,9 +4,12 @@ A mistake ends in one line that names the key, says what was expected and how to
 """
 
 import inspect
+import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
@@ -17,6 +20,8 @@ import ssl_methods
 from ssl_methods import Count, Fraction, NonNegative, Positive, unknown
 
 PARAMS = Path("params.yaml")
+MODALITIES = Path(ssl_methods.__file__).parent / "modalities"
+DEEPEST, MOST = 16, 20_000  # levels and values that params.yaml may have, its aliases written out
 
 
 class InputError(Exception):
@@ -149,7 +154,7 @@ class Entry(Block):
 class Settings(Block):
     """The whole of params.yaml."""
 
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Annotated[int, Interval(ge=0, lt=2**31)]] = Field(min_length=1)
     benchmark: dict[str, Modality]
     datasets: dict[str, dict[str, Any] | None]
     training: dict[str, Training]
@@ -158,14 +163,20 @@ class Settings(Block):
     evaluation: Evaluation
     sweeps: dict[str, Sweep] = Field(default_factory=dict)
 
+    def bench(self, modality: str) -> Modality:
+        """What a modality's table is made of. Raises InputError where there is none, or no such modality."""
+        pick("benchmark", "modality", modality, {file.stem: file for file in MODALITIES.glob("[!_]*.py")})
+        return pick("benchmark", "modality", modality, self.benchmark)
+
     def entry(self, modality: str, name: str) -> Entry:
         """One row of a modality's table. Raises InputError where a name or a value is wrong."""
-        bench = pick("benchmark", "modality", modality, self.benchmark)
+        bench = self.bench(modality)
         block = dict(pick(f"benchmark.{modality}.methods", "entry", name, self.methods) or {})
-        method = block.pop("method", name)
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise InputError(f"methods.{name!r}: it names folders and commands; make it of letters, digits and _ . + -")
+        method = parse(str, block.pop("method", name), f"methods.{name}.method")
         families = ssl_methods.families()
-        if method not in families:
-            raise InputError(f"methods.{name}: {unknown('method', method, families)}")
+        pick(f"methods.{name}", "method", method, families)
         profile = pick(f"benchmark.{modality}.training", "training profile", bench.training, self.training)
         own = {**profile.override.get(method, {}), **profile.override.get(name, {})}
         budget = {key: own.pop(key) for key in list(own) if key in Training.model_fields}
@@ -177,6 +188,7 @@ class Settings(Block):
             names, encoder = where, budget["encoder"]
         else:
             names, encoder = f"training.{bench.training}", profile.encoder
+        encoder = parse(str, encoder, f"{names}.encoder")
         encoder = profile.stand_in.get(encoder, encoder)
         return Entry(
             modality=modality,
@@ -200,19 +212,43 @@ def read(path: Path = PARAMS) -> Settings:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} not found; run from the repository's root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); run from the repository's root") from None
+    except Exception as error:  # of a date in month 13 PyYAML makes a ValueError, of an empty `!!int` an IndexError
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{path} is not YAML{place}: {getattr(error, 'problem', None) or error}") from None
+        reason = one_line(getattr(error, "problem", None) or error)
+        raise InputError(f"{path} is not YAML{place}: {reason}; mend it") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path} must hold `key: value` blocks, but it holds {type(content).__name__}")
+    look_through(content)
     settings = parse(Settings, content, "")
+    look_through(settings.model_dump())  # again: pydantic reads numbers in text, and "1e999" is one
     for profile, training in settings.training.items():
         for name in training.override:
             pick(
                 f"training.{profile}.override", "method or entry", name, {**ssl_methods.families(), **settings.methods}
             )
     return settings
+
+
+def look_through(content: Any) -> None:
+    """Raises InputError for what YAML can say and no setting means: endless nesting, numbers out of all bounds."""
+    waiting, seen = [((), content)], 0
+    while waiting:
+        path, value = waiting.pop()
+        seen += 1
+        where = one_line(".".join(path))
+        if len(path) > DEEPEST or seen > MOST:
+            raise InputError(f"{where}: more than {DEEPEST} levels or {MOST:,} values; write less, or no aliases (*)")
+        if isinstance(value, Mapping):
+            if odd := [key for key in value if not isinstance(key, str)]:
+                raise InputError(f"{where}: the key {reprlib.repr(odd[0])} is no text; put it in quotes")
+            waiting += [((*path, key), inner) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [((*path, str(number)), inner) for number, inner in enumerate(value)]
+        elif isinstance(value, int | float) and not abs(value) < 2**63:
+            raise InputError(f"{where}: expected a number of a sensible size, but it is {reprlib.repr(value)}")
 
 
 def check(factory: Callable, given: Mapping[str, Any], where: str, also: Iterable[str] = ()) -> dict[str, Any]:
@@ -225,17 +261,19 @@ def check(factory: Callable, given: Mapping[str, Any], where: str, also: Iterabl
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
     for key in given:
         if key not in defaults:
-            raise InputError(f"{where}.{key}: {unknown('setting', key, [*defaults, *also])}")
+            raise InputError(one_line(f"{where}.{key}: {unknown('setting', key, [*defaults, *also])}"))
     values = {**defaults, **given}
-    return {key: parse(hints.get(key, Any), value, f"{where}.{key}") for key, value in values.items()}
+    found = {key: parse(hints.get(key, Any), value, f"{where}.{key}") for key, value in values.items()}
+    look_through({where: found})
+    return found
 
 
 def architecture(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """An encoder's block, checked against the signature of its architecture."""
-    where = f"encoders.{name}"
+    where = one_line(f"encoders.{name}")
     if "architecture" not in settings:
         raise InputError(f"{where}: names no `architecture`; add one, as in `architecture: ResNet`")
-    kind = settings.pop("architecture")
+    kind = parse(str, settings.pop("architecture"), f"{where}.architecture")
     try:
         factory = ssl_methods.load_architecture(kind)
     except ValueError as error:
@@ -249,12 +287,12 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(filter(None, [where, *(str(part) for part in first["loc"])]))
+        key = one_line(".".join(filter(None, [where, *(str(part) for part in first["loc"])])))
         if first["type"] == "extra_forbidden":
             raise InputError(f"{key}: {unknown('key', str(first['loc'][-1]), fields(kind, first['loc']))}") from None
         if first["type"] == "missing":
             raise InputError(f"{key}: missing; add it to params.yaml") from None
-        raise InputError(f"{key}: {decapitalise(first['msg'])}, but it is {first['input']!r}") from None
+        raise InputError(f"{key}: {decapitalise(first['msg'])}, but it is {reprlib.repr(first['input'])}") from None
 
 
 def fields(kind: Any, location: tuple[str | int, ...]) -> Iterable[str]:
@@ -262,7 +300,16 @@ def fields(kind: Any, location: tuple[str | int, ...]) -> Iterable[str]:
     for part in location[:-1]:
         # Of a block, the type of that key; of a dictionary or a list, the type of its values.
         kind = kind.model_fields[part].annotation if hasattr(kind, "model_fields") else get_args(kind)[-1]
+        if isinstance(kind, UnionType):  # a block, or None
+            kind = get_args(kind)[0]
     return kind.model_fields
+
+
+def one_line(text: object) -> str:
+    """For messages: without line breaks, control characters, and the bytes of a file name that are no text."""
+    return " ".join(
+        re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", str(text)).encode("utf-8", "replace").decode().split()
+    )
 
 
 def decapitalise(text: str) -> str:
@@ -272,5 +319,5 @@ def decapitalise(text: str) -> str:
 def pick(where: str, kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """known[name], or an InputError that names the nearest known name."""
     if name not in known:
-        raise InputError(f"{where}: {unknown(kind, name, known)}")
+        raise InputError(one_line(f"{where}: {unknown(kind, name, known)}"))
     return known[name]

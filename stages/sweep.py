@@ -212,18 +212,22 @@ class DrawSampler(optuna.samplers.BaseSampler):
 def open_study(search: Search) -> optuna.Study:
     """The study of that name, created if need be. Raises InputError for a storage that cannot be used."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = search.sweep.storage
+    url, path = search.sweep.storage, SCRATCH / "sweeps" / f"{search.study}.journal"
     try:
-        return optuna.create_study(
-            storage=url or journal(SCRATCH / "sweeps" / f"{search.study}.journal"),
+        study = optuna.create_study(
+            storage=url or journal(path),
             sampler=DrawSampler(search.sweep.seed),
             study_name=search.study,
             direction="maximize",
             load_if_exists=True,
         )
+        results_of(study, search.sweep.trials)  # here, so that what is damaged is told before any work
+        list(map(holds, study.get_trials(deepcopy=False)))
     except Exception as error:  # each kind of storage has its own
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"sweeps.{search.entry.name}.storage: cannot use {url or 'the journal'}: {reason}") from None
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        mend = "" if url else "; delete it to search anew"
+        raise InputError(f"sweeps.{search.entry.name}.storage: cannot use {url or path}: {reason}{mend}") from None
+    return study
 
 
 def journal(path: Path) -> JournalStorage:

@@ -18,7 +18,7 @@ from annotated_types import Ge
 
 from ssl_methods import unknown
 
-from ..settings import InputError
+from ..settings import InputError, one_line
 from ..settings import check as check_settings
 
 if TYPE_CHECKING:
@@ -161,11 +161,6 @@ def download(kind: str, root: str, by_hand: str, **settings: Any) -> Any:
     except (OSError, RuntimeError, HTTPException) as error:
         mend = f"put {by_hand} into {root!r} by hand, or use the data set `image_folder` with pictures of your own"
         raise InputError(f"{kind} could not be downloaded into {root!r} ({one_line(error)}); {mend}") from None
-
-
-def one_line(text: object) -> str:
-    """For messages: without line breaks, and without the bytes of a file name that are no text."""
-    return " ".join(str(text).encode("utf-8", "replace").decode().split())
 
 
 def torchvision_version() -> dict[str, str]:

@@ -24,11 +24,13 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..settings import InputError
-from . import one_line, split_rows
+from ..settings import InputError, one_line
+from . import split_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 LARGEST_FILE = 2**28  # bytes that a file of an archive may unpack to
+BOMB = 2**20, 250  # bytes from which on it may not unpack to more than so many times its packed size
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without regard to how much was asked for
 
 Skipped = dict[str, str]  # {file: why it is not used}
 
@@ -90,11 +92,21 @@ def locate(root: str, kind: Kind) -> Path:
     mend = f"set datasets.{kind.data}.root to a folder or a .zip of {kind.many}"
     if not root:
         raise InputError(f"`root` is empty; {mend}")
-    source = Path(root).expanduser().resolve()
-    if not source.exists():
+    try:
+        source = Path(root).expanduser().resolve()
+        there = source.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have
+        raise InputError(f"{root!r} is no usable name ({one_line(error)}); {mend}") from None
+    if not there:
         raise InputError(f"{root!r} does not exist; {mend}")
-    if not source.is_dir() and not zipfile.is_zipfile(source):
-        raise InputError(f"{root!r} is neither a folder nor an intact .zip; unpack or repair it")
+    if not source.is_dir():
+        try:
+            with zipfile.ZipFile(source) as archive:
+                packed = sum(member.compress_size for member in archive.infolist())
+        except Exception:  # a damaged archive raises nearly everything
+            raise InputError(f"{root!r} is neither a folder nor an intact .zip; unpack or repair it") from None
+        if packed > source.stat().st_size:
+            raise InputError(f"{root!r} is an archive whose files overlap, as in a zip bomb; pack it anew")
     return source
 
 
@@ -145,7 +157,9 @@ def list_archive(archive: Path, skipped: Skipped) -> list[str]:
                 skipped[member.filename] = "an unsafe name"
             elif stat.S_ISLNK(member.external_attr >> 16):
                 skipped[member.filename] = "a link"
-            elif member.file_size > LARGEST_FILE:
+            elif member.compress_type not in PACKED:
+                skipped[member.filename] = "packed in an unusual way"
+            elif member.file_size > LARGEST_FILE or member.file_size > max(BOMB[0], BOMB[1] * member.compress_size):
                 skipped[member.filename] = "too large"
             else:
                 files.append(member.filename)
@@ -182,7 +196,7 @@ def arrange(files: list[str], skipped: Skipped) -> list[Place]:
         if in_splits:
             split, parts = SPLITS.get(parts[0].lower()) if parts else None, parts[1:]
         if split:
-            places.append(Place(file, split, parts[0] if parts else None))
+            places.append(Place(file, split, one_line(parts[0]) or "?" if parts else None))
         else:
             skipped[file] = "in no folder of a split"
 

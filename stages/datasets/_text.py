@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 Length = Annotated[int, Ge(4)]  # [CLS], two tokens and [SEP]: less is no sentence
 
 SPECIAL = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK, "[UNK]": UNK}
+ENDLESS = re.compile(r"\S{1000,}")  # no word, though there are files of such; learning takes its length squared
 END = re.compile(  # of a sentence, unless the stop belongs to an initial or a title, or a small letter follows
-    r"""(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St))(?<!\bMrs)([.!?]+["'\u2019\u201d)\]]*)\s+(?![a-z])"""
+    # The first of these looks: a row of stops is tried from its first two alone, or a long one would take for ever.
+    r"""(?<![.!?]{2})(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St))(?<!\bMrs)([.!?]+["'\u2019\u201d)\]]*)\s+(?![a-z])"""
 )
 
 
@@ -144,7 +146,7 @@ def learn(texts: Sequence[str], length: int, vocabulary: int) -> Tokenizer:
     # is given every character; as these would then count as special, a new tokeniser takes its vocabulary over.
     trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=first, show_progress=False)
     learner = tokenizer({})
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator((ENDLESS.sub(" ", text) for text in texts), trainer)
     learned = tokenizer(learner.get_vocab())
     learned.add_special_tokens(list(SPECIAL))
     learned.encode_special_tokens = True  # "[SEP]" in a text is a word like others

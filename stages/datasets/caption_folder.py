@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -21,15 +22,16 @@ import numpy as np
 
 from ssl_methods import Count, Fraction
 
-from ..settings import InputError
-from . import Dataset, Seed, one_line, take
+from ..settings import InputError, one_line
+from . import Dataset, Seed, take
 from ._captions import add_captions
-from ._folder import Kind, Place, Skipped, complain, deal, find_places, locate, reader
+from ._folder import LARGEST_FILE, Kind, Place, Skipped, complain, deal, find_places, locate, reader
 from ._text import Length
 from .image_folder import EXTENSIONS, decode
 
 CAPTIONED = Kind("caption_folder", "picture", "pictures with captions", EXTENSIONS)
 TABLES = (".csv", ".jsonl")
+SURROGATE = re.compile("[\ud800-\udfff]")  # which JSON can say, and no text has
 
 
 def load(
@@ -87,17 +89,22 @@ def read_captions(source: Path, tables: list[str], places: list[Place], skipped:
     there, captions = {place.file for place in places}, defaultdict(list)
     with reader(source) as read:
         for table in tables:
-            with read(table) as file:
-                text = as_text(table, file.read())
-            for line, row in records(table, text):
+            try:
+                with read(table) as file:
+                    content = file.read(LARGEST_FILE + 1)
+            except Exception as error:  # a damaged archive raises nearly everything
+                raise InputError(f"{one_line(table)} cannot be read ({one_line(error)}); repair it") from None
+            for line, row in records(table, as_text(table, content)):
                 name, caption = row.get("file_name"), row.get("text")
                 if not isinstance(name, str) or not isinstance(caption, str):
                     raise InputError(
-                        f"{table}, line {line}: every caption needs `file_name` and `text`, and this has "
+                        f"{one_line(table)}, line {line}: every caption needs `file_name` and `text`, and this has "
                         f"{one_line(', '.join(map(str, row)) or 'neither')}; add them"
                     )
                 picture = posixpath.normpath(posixpath.join(posixpath.dirname(table), name))
-                if not any(character.isalnum() for character in caption):
+                if not caption.isascii() and SURROGATE.search(caption):
+                    skipped[f"{table}, line {line}"] = "half a character"
+                elif not any(character.isalnum() for character in caption):
                     skipped[f"{table}, line {line}"] = "an empty caption"
                 elif picture not in there:
                     skipped[f"{table}, line {line}"] = f"a caption without a picture: {name!r}"
@@ -107,10 +114,12 @@ def read_captions(source: Path, tables: list[str], places: list[Place], skipped:
 
 
 def as_text(table: str, content: bytes) -> str:
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{one_line(table)} is larger than {LARGEST_FILE >> 20} MiB; split it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{table} is not UTF-8; save it so") from None
+        raise InputError(f"{one_line(table)} is not UTF-8; save it so") from None
 
 
 def records(table: str, text: str) -> Iterator[tuple[int, dict]]:
@@ -121,12 +130,12 @@ def records(table: str, text: str) -> Iterator[tuple[int, dict]]:
             for row in rows:
                 yield rows.line_num, row
         except csv.Error as error:
-            raise InputError(f"{table}, line {rows.line_num}: not CSV ({error}); mend it") from None
+            raise InputError(f"{one_line(table)}, line {rows.line_num}: not CSV ({error}); mend it") from None
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{table}, line {number}: not JSON ({one_line(error)}); mend it") from None
+                raise InputError(f"{one_line(table)}, line {number}: not JSON ({one_line(error)}); mend it") from None
             yield number, row if isinstance(row, dict) else {}

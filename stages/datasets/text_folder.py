@@ -14,7 +14,7 @@ import numpy as np
 from ssl_methods import Count, Fraction
 
 from . import Dataset, Seed
-from ._folder import Kind, Skipped, complain, deal, find_places, locate, reader
+from ._folder import LARGEST_FILE, Kind, Skipped, complain, deal, find_places, locate, reader
 from ._text import Length, build, rows_of, sentences
 
 TEXTS = Kind("text_folder", "text", "texts", (".txt",))
@@ -59,7 +59,10 @@ def decode(source: Path, files: list[str], skipped: Skipped) -> list[list[str]]:
             documents.append([])
             try:
                 with read(name) as file:
-                    documents[-1] = sentences(file.read().decode("utf-8-sig"))
+                    content = file.read(LARGEST_FILE + 1)
+                if len(content) > LARGEST_FILE:
+                    raise ValueError("too large")
+                documents[-1] = sentences(content.decode("utf-8-sig"))
                 if not documents[-1]:
                     skipped[name] = "no sentence"
             except UnicodeDecodeError:

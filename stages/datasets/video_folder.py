@@ -33,6 +33,7 @@ from ._sound import log_mel
 KIND = Kind("video_folder", "clip", "clips", (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"))
 # What a file may turn out to be, whatever its name: no playlist, which could lead anywhere.
 SAFE = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts", "protocol_whitelist": "file"}
+LONGEST = 6 * 60 * 60  # seconds of sound that a clip may claim to have
 
 
 def load(
@@ -97,7 +98,7 @@ def in_threads(work: Callable[[str], Columns | None], files: list[str]) -> list[
 def cut(path: Path, *, size: int, frames: int, rate: int, ticks: int, mels: int) -> Columns:
     """The columns video, sound and time of one clip. Raises ValueError where no second of it can be used."""
     heard_from, samples = hear(path, rate)
-    begin, video = see(path, heard_from, size, frames)
+    begin, video = see(path, heard_from, size, frames, most=len(samples) // rate * frames)
     samples = samples[max(round((begin - heard_from) * rate), 0) :]
     seconds = min(len(samples) // rate, len(video) // frames)
     if not seconds:
@@ -114,12 +115,15 @@ def hear(path: Path, rate: int) -> tuple[float, np.ndarray]:
     """When the sound of a clip begins, and its samples in one channel, (n,) float32 in [-1, 1]."""
     import av
 
-    resampler, parts, begin = av.AudioResampler("flt", "mono", rate), [], None
+    resampler, parts, begin, heard = av.AudioResampler("flt", "mono", rate), [], None, 0.0
     with av.open(path, options=SAFE) as clip:
         if not clip.streams.audio:
             raise ValueError("without sound")
         for frame in clip.decode(clip.streams.audio[0]):
             begin = frame.time if begin is None else begin
+            heard += frame.samples / frame.sample_rate
+            if heard > LONGEST:  # before it is resampled: the rate that a file claims may be a lie
+                raise ValueError("longer than a clip may be")
             parts += resampler.resample(frame)
     if not parts:
         raise ValueError("without sound")
@@ -127,8 +131,10 @@ def hear(path: Path, rate: int) -> tuple[float, np.ndarray]:
     return begin, np.concatenate([part.to_ndarray()[0] for part in parts])
 
 
-def see(path: Path, begin: float, size: int, frames: int) -> tuple[float, list[np.ndarray]]:
+def see(path: Path, begin: float, size: int, frames: int, most: int) -> tuple[float, list[np.ndarray]]:
     """When both sight and sound have begun, at `begin` or later, and what is seen `frames` times a second from there.
+
+    It is seen `most` times at most: a moment that a file claims may lie at the end of time.
 
     Each second's moments are the middles of as many equal parts of it, and at a moment one sees the latest frame.
     """
@@ -146,8 +152,10 @@ def see(path: Path, begin: float, size: int, frames: int) -> tuple[float, list[n
             raise ValueError("without pictures")
         begin = max(begin, first.time)
         for frame, following in pairwise(chain([first], decoded, [None])):
+            if len(seen) >= most:
+                break
             until = following.time if following else frame.time + 1 / (stream.average_rate or frames)
-            while begin + (len(seen) + 0.5) / frames < until:
+            while len(seen) < most and begin + (len(seen) + 0.5) / frames < until:
                 upright = frame.to_image().rotate(frame.rotation, expand=True)  # telephones film lying down
                 seen.append(picture(upright, size))
     return begin, seen
