@@ -69,8 +69,8 @@ def peers(found: Mapping[str, Any]) -> Table:
         "Beside lightly",
         "The same encoder, batch and pictures, from uint8 pictures to the next weights, in turns: our samples a second "
         "(lowest and highest turn), over those of lightly's modules and losses with our views, precision and memory "
-        "layout, and over those of lightly as its examples show it, with PIL views in two workers and float32. Compiled "
-        "is `compile: true`, without the time that it takes to compile.",
+        "layout, and over those of lightly as its examples show it, with PIL views in two workers and float32. "
+        "Compiled is `compile: true`, without the time that it takes to compile.",
         ["method", "samples/s", *RATIOS.values()],
         rows,
     )

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -437,6 +438,8 @@ def test_the_command_writes_the_same_bytes_twice_apart_from_the_seconds(reposito
         evaluate.main()
         details = json.loads((folder / "evaluate.json").read_text())
         assert details.pop("seconds") > 0
+        began, ended = details.pop("clock")
+        assert began <= ended <= time.time() + 1
         written.append(((folder / "scores.json").read_bytes(), list(details.items())))
         assert sorted(path.name for path in folder.iterdir()) == ["evaluate.json", "scores.json"]
         shutil.rmtree(folder)

@@ -291,10 +291,11 @@ def test_video_folder_keeps_sight_and_sound_in_step(late, times, onset, tmp_path
 def test_video_folder_shows_the_frame_of_the_moment(tmp_path):
     from stages.datasets import video_folder
 
-    begin, seen = video_folder.see(film(tmp_path / "a.mp4", 2.5), 0.35, 8, 4)
+    begin, seen = video_folder.see(film(tmp_path / "a.mp4", 2.5), 0.35, 8, 4, most=20)
     assert begin == 0.35
     bright = [int(picture.mean() > 120) for picture in seen]  # moments 0.475, 0.725, 0.975, 1.225, ... 2.475
     assert bright == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+    assert len(video_folder.see(tmp_path / "a.mp4", 0.35, 8, 4, most=5)[1]) == 5
 
 
 def test_video_folder_turns_pictures_upright(tmp_path):
