@@ -71,9 +71,10 @@ def restore(folder: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+        own = distributed.rank()
         if device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"][distributed.rank()].cpu(), device)
-        torch.set_rng_state(state["random"][distributed.rank()].cpu())
+            torch.cuda.set_rng_state(state["random_cuda"][own].cpu().clone(), device)
+        torch.set_rng_state(state["random"][own].cpu().clone())  # it reads a tensor's memory from its beginning
     except Exception as error:  # whatever a damaged file makes of itself
         print(f"warning: {path} cannot be read ({type(error).__name__}); starting anew", file=sys.stderr)
         return None

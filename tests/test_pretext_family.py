@@ -442,11 +442,11 @@ def test_nearest_is_its_loop():
 
 def test_random_patches_are_patches_in_the_encoders_layout():
     x = torch.rand(3, 3, 9, 9)
-    drawn = random_patches(x, 200, 6)  # (200 * 3, P), picture after picture
+    drawn = random_patches(x, 200, 6)  # (3, 200, P)
     every = F.unfold(x, 6).mT  # (3, 16, P)
-    same = (drawn.unflatten(0, (200, 3))[:, :, None] == every).all(3)  # (200, 3, 16)
+    same = (drawn[:, :, None] == every[:, None]).all(3)  # (3, 200, 16)
     assert (same.sum(2) == 1).all()
-    assert same.any(0).all()  # every place is drawn
+    assert same.any(1).all()  # every place is drawn
 
 
 def test_a_dictionarys_features_are_the_triangle_summed_over_quadrants():
