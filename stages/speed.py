@@ -11,10 +11,6 @@ import contextlib
 import inspect
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +27,6 @@ from .columns import Columns, facts_of, manifest
 from .cost import multiply_adds
 from .energy import Meter
 from .files import write_json
-from .measures import knn, linear
 from .optimizers import optimizer_of
 from .pretrain import build_method, descend
 from .progress import Progress
@@ -302,106 +297,6 @@ def prepared(modality: str) -> Path:
     return folder
 
 
-# ---- Growth
-
-
-def growth(settings: Settings, seconds: float) -> dict[str, list[dict[str, float]]]:
-    """Seconds per sample of SimCLR and MoCo, and of probe and k-NN per row, as one thing grows and the rest stays."""
-    folder = prepared("image")
-    simclr, moco = settings.entry("image", "simclr"), settings.entry("image", "moco")
-
-    def cost(entry: Entry) -> float:
-        trainer = Trainer(entry, folder, devices.choose(entry.training.device))
-        return 1 / race({"": lambda: trainer.turn(seconds / TURNS)})[""]["median"]
-
-    def trained(entry: Entry, **changes: Any) -> Entry:
-        return entry.model_copy(update={"training": entry.training.model_copy(update=changes)})
-
-    def wide(entry: Entry, width: int) -> Entry:
-        return entry.model_copy(update={"encoder": {**entry.encoder, "width": width}})
-
-    def queued(entry: Entry, queue: int) -> Entry:
-        return entry.model_copy(update={"hyper": {**entry.hyper, "queue": queue}})
-
-    return {
-        "batch size": [{"at": n, "seconds": cost(trained(simclr, batch_size=n))} for n in (32, 64, 128, 256, 512)],
-        "width": [{"at": n, "seconds": cost(wide(simclr, n))} for n in (16, 32, 64, 128)],
-        "queue": [{"at": n, "seconds": cost(queued(moco, n))} for n in (1024, 4096, 16384, 65536)],
-        **probes(seconds),
-    }
-
-
-def probes(seconds: float) -> dict[str, list[dict[str, float]]]:
-    """The linear probe and k-NN on made features of 128 dimensions, of ten classes: seconds per row."""
-
-    def features(rows: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        torch.manual_seed(0)
-        labels = torch.arange(rows) % classes
-        return torch.randn(rows, 128) + torch.randn(classes, 128)[labels], labels
-
-    def probe(rows: int, classes: int) -> float:
-        data = features(rows, classes)
-        cpu = torch.device("cpu")
-        return quickest(lambda: list(linear.fit(data, strengths=[1e-3], classes=classes)), cpu, seconds) / rows
-
-    def vote(rows: int) -> float:
-        bank, (queries, _) = features(rows, 10), features(2000, 10)
-        vote = lambda: knn.predict(bank, queries, ks=[20], temperature=0.07, classes=10)  # noqa: E731
-        return quickest(vote, torch.device("cpu"), seconds) / rows
-
-    return {
-        "rows of the probe": [{"at": n, "seconds": probe(n, 10)} for n in (2000, 8000, 32000)],
-        "classes of the probe": [{"at": n, "seconds": probe(8000, n)} for n in (10, 40, 160)],
-        "rows of k-NN": [{"at": n, "seconds": vote(n)} for n in (2000, 8000, 32000)],
-    }
-
-
-# ---- Overhead
-
-
-def overhead() -> dict[str, Any]:
-    """Seconds of a stage's start and end around no work, and of `dvc repro` where nothing is to be done."""
-    stages = ("plan", "prepare", "pretrain", "evaluate", "sweep", "report")
-    return {
-        "import": {stage: taken([sys.executable, "-c", f"import stages.{stage}"]) for stage in stages},
-        "dvc repro": [{"at": n, "seconds": idle(n)} for n in (30, 150, 400)],
-    }
-
-
-def taken(command: list[str], where: Path | None = None, goes: int = 3) -> float:
-    """The least seconds of a command that succeeds."""
-    least = float("inf")
-    for _ in range(goes):
-        began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, cwd=where)
-        least = min(least, time.perf_counter() - began)
-    return least
-
-
-def idle(stages: int) -> float:
-    """Seconds of `dvc repro` on a pipeline of so many stages, all of them done."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "dvc.yaml").write_text(
-            textwrap.dedent(f"""\
-                stages:
-                  work:
-                    matrix:
-                      entry: {json.dumps([f"m{i}" for i in range(stages)])}
-                    cmd: echo ${{item.entry}} > ${{item.entry}}
-                    outs:
-                    - ${{item.entry}}:
-                        cache: false
-                """)
-        )
-        dvc = [sys.executable, "-m", "dvc"]
-        subprocess.run([*dvc, "init", "--no-scm", "-q"], check=True, cwd=folder)
-        for number in range(stages):
-            (folder / f"m{number}").write_text(f"m{number}\n")
-        subprocess.run([*dvc, "commit", "-q", "-f"], check=True, cwd=folder)
-        return taken([*dvc, "repro", "-q"], folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="part", help=", ".join(PARTS))
@@ -417,6 +312,8 @@ def main() -> None:
     if given.profile:
         image = settings.benchmark["image"].model_copy(update={"training": given.profile})
         settings = settings.model_copy(update={"benchmark": {**settings.benchmark, "image": image}})
+    from .growth import growth, overhead
+
     device = devices.choose("auto")
     found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
     print(devices.describe(device))
@@ -426,7 +323,7 @@ def main() -> None:
         "methods": lambda: methods(settings, peak, given.seconds),
         "peers": lambda: peers(settings, given.seconds),
         "growth": lambda: growth(settings, given.seconds),
-        "overhead": overhead,
+        "overhead": lambda: overhead(settings),
     }
     for part in given.parts:
         if part in work:

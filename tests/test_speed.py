@@ -1,6 +1,7 @@
 """How speed is measured: by a clock that the tests turn, and on methods that are small."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_methods import SMALL, TRAINING
 from torch import Tensor
 
 from ssl_methods.modalities import image
-from stages import settings, speed, speed_report
+from stages import growth, settings, speed, speed_report
 from stages.cost import multiply_adds
 from stages.energy import Meter
 from stages.files import write_json
@@ -147,8 +148,8 @@ def test_a_peer_learns_from_the_same_pictures(name, folder):
 def test_it_writes_what_it_measured_and_keeps_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "OUT", tmp_path / "speed.json")
     write_json(tmp_path / "speed.json", {"growth": {"width": []}})
-    monkeypatch.setattr(speed.sys, "argv", ["speed", "limit", "overhead", "--seconds", "0.01"])
-    monkeypatch.setattr(speed, "overhead", lambda: {"import": {"plan": 0.5}})
+    monkeypatch.setattr(sys, "argv", ["speed", "limit", "overhead", "--seconds", "0.01"])
+    monkeypatch.setattr(growth, "overhead", lambda settings: {"import": {"plan": 0.5}})
     speed.main()
     found = json.loads((tmp_path / "speed.json").read_text())
     assert (found["growth"], found["overhead"]) == ({"width": []}, {"import": {"plan": 0.5}})
@@ -156,7 +157,7 @@ def test_it_writes_what_it_measured_and_keeps_the_rest(tmp_path, monkeypatch):
 
 
 def test_an_unknown_part_is_named(monkeypatch):
-    monkeypatch.setattr(speed.sys, "argv", ["speed", "limits"])
+    monkeypatch.setattr(sys, "argv", ["speed", "limits"])
     with pytest.raises(InputError, match="no part limits; its parts are limit, methods"):
         speed.main()
 
@@ -168,7 +169,30 @@ def test_data_that_is_not_prepared_is_named(tmp_path, monkeypatch):
 
 
 def test_a_pipeline_of_done_stages_is_idle():
-    assert speed.idle(3) > 0  # it raises where a stage runs that must not: its command would be missing
+    found = growth.idle(3)  # it raises where a stage runs that must not: its command would be missing
+    assert found["repro"] > 0
+    assert found["status"] > 0
+
+
+def test_pictures_of_noise_are_data_to_train_on():
+    with growth.noise(64, 16) as folder:
+        assert trainer(folder, "simclr").turn(seconds=0) == TRAINING.batch_size
+    assert not folder.exists()
+
+
+def test_the_report_is_timed_on_as_many_runs_as_there_are_seeds(params):
+    image = params.benchmark["image"].model_copy(update={"methods": ["untrained", "simclr"]})
+    few = params.model_copy(update={"benchmark": {**params.benchmark, "image": image}})
+    runs = sum(len(bench.methods) for bench in few.benchmark.values())
+    found = growth.reported(few, seeds=5)
+    assert found["at"] == 5 * runs
+    assert found["seconds"] > 0
+
+
+def test_what_stands_around_the_work_is_told():
+    found = {"import": {"plan": 0.55}, "nothing": 6.04, "dvc": [{"at": 30, "repro": 1.21, "status": 1.0}]}
+    table = speed_report.overhead(found | {"tracking": 2.3, "checkpoints": 0.123})
+    assert [row[1] for row in table.rows] == ["0.6 s", "6.0 s", "1.2 s", "1.0 s", "2.3 %", "0.12 %"]
 
 
 def test_the_exponent_is_the_slope_on_logarithmic_axes():
