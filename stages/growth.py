@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def growth(settings: Settings, seconds: float) -> dict[str, list[dict[str, float]]]:
-    """Seconds per sample of SimCLR and MoCo, of probe and k-NN per row, and of the report per run, as one thing grows."""
+    """Seconds per sample of SimCLR and MoCo, per row of probe and k-NN, per run of the report, as one thing grows."""
     emoji = prepared("image")
     simclr, moco = settings.entry("image", "simclr"), settings.entry("image", "moco")
 
