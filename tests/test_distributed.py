@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def train(entry: Entry, rows: dict[str, Tensor]) -> dict[str, Tensor]:
     return found | {name: value.clone() for name, value in method.state_dict().items()}
 
 
+@cache
 def cases() -> dict[str, Entry]:
     """Every entry that trains, small."""
     params, found = settings.read(ROOT / "params.yaml"), {}
@@ -148,10 +150,8 @@ def interrupted(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def every_rows(pictures, sentences, films) -> dict[str, dict[str, Tensor]]:
-    columns = {"image": pictures, **sentences, "label": torch.arange(256) % 3}
-    there = {"image": ("image",), "text": ("token", "next"), "image_text": ("image", "token")}
-    found = {modality: {name: columns[name] for name in (*names, "label")} for modality, names in there.items()}
-    return found | {"video_audio": films}
+    given = pictures, sentences, films
+    return {modality: test_methods.columns_of(modality, *given) for modality in test_methods.MODALITIES}
 
 
 @pytest.fixture(scope="module")

@@ -68,10 +68,16 @@ def entry(request: pytest.FixtureRequest, params: settings.Settings) -> Entry:
 @pytest.fixture
 def rows(entry: Entry, pictures: Tensor, sentences: dict[str, Tensor], films: dict[str, Tensor]) -> dict[str, Tensor]:
     """The columns of the entry's modality, equally many rows of each."""
-    if entry.modality == "video_audio":
+    return columns_of(entry.modality, pictures, sentences, films)
+
+
+def columns_of(
+    modality: str, pictures: Tensor, sentences: dict[str, Tensor], films: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    if modality == "video_audio":
         return films
     columns = {"image": pictures, **sentences, "label": torch.arange(256) % 3}
-    there = {"image": ("image",), "text": ("token", "next"), "image_text": ("image", "token")}[entry.modality]
+    there = {"image": ("image",), "text": ("token", "next"), "image_text": ("image", "token")}[modality]
     return {name: columns[name] for name in (*there, "label")}
 
 
