@@ -112,7 +112,8 @@ def data(tmp_path, pictures):
     (tmp_path / "validation").mkdir()
     np.save(tmp_path / "validation/image.npy", pictures.numpy())
     show = {"validation": list(range(1, len(pictures), 2))}
-    write_json(tmp_path / "manifest.json", {"classes": [], "facts": {}, "show": show})
+    splits = {"train": {"rows": 0}}
+    write_json(tmp_path / "manifest.json", {"classes": [], "facts": {}, "splits": splits, "show": show})
     return tmp_path
 
 
