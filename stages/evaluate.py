@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import devices, plan
 from .columns import Columns, facts_of, manifest
+from .command import command
 from .files import write_json
 from .frozen import Split, Subject, embed, how_it_ended, labelled, load, see
 from .measures import Labelled, best, finetune, knn, linear, low_label, standard_error
@@ -38,7 +39,7 @@ from .measures.scatter import scatter
 from .measures.spread import spread
 from .measures.zero_shot import zero_shot
 from .panels import evenly, sheet
-from .settings import Evaluation, InputError, command, read
+from .settings import Evaluation, InputError, read
 
 # The keys of scores.json and of evaluate.json that hold a measure, each with what stands for "not measured".
 ACCURACIES = ("linear", "linear_depth", "knn", "finetune", "transfer")  # the second at the depth that was chosen

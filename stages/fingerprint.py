@@ -24,7 +24,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.settings import InputError, command
+from stages.command import command
+from stages.settings import InputError
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)

@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from .command import command
 from .progress import Progress
 from .results import read_json
-from .settings import InputError, Settings, command, read
+from .settings import InputError, Settings, read
 
 DVC = (sys.executable, "-m", "dvc")
 SHOWN = 20  # lines of what a stage said before it failed
@@ -69,14 +70,14 @@ class Workers:
             for stage in job:
                 if self.stopped.is_set():
                     break
-                said = self.reproduce(stage, slot)
+                said = self.make(stage, slot)
                 if said is not None:
                     return {stage: said}
             return {}
         finally:
             self.slots.put(slot)
 
-    def reproduce(self, stage: str, slot: dict[str, str]) -> str | None:
+    def make(self, stage: str, slot: dict[str, str]) -> str | None:
         """What the stage said, if it fails."""
         process = subprocess.Popen(
             [*DVC, "--wait-for-lock", "repro", "--single-item", stage],
@@ -114,6 +115,24 @@ def end(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGTERM)
 
 
+def reproduce(work: Callable[[list[Job]], dict[str, str]], how: str) -> None:
+    """`dvc repro`, but `work` makes all that is to be pretrained and evaluated; it returns what failed, as Workers do.
+
+    Raises InputError where something did.
+    """
+    settings = read()
+    subprocess.run([*DVC, "repro", "plan", *(f"prepare@{modality}" for modality in settings.benchmark)], check=True)
+    status = subprocess.run([*DVC, "status", "--json"], check=True, stdout=subprocess.PIPE, text=True)
+    waiting = jobs(settings, set(json.loads(status.stdout)))
+    print(f"{len(waiting)} runs to make, {how}", flush=True)
+    failed = work(waiting) if waiting else {}
+    for stage, said in failed.items():
+        print(f"\n{stage} failed:\n" + "\n".join(said.splitlines()[-SHOWN:]), file=sys.stderr)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(waiting)} runs failed; mend what they say, and start again")
+    subprocess.run([*DVC, "repro"], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, help="stages at a time; one for each GPU, or else for each core")
@@ -126,18 +145,7 @@ def main() -> None:
     threads = given.threads or max(1, cores // workers)
     if min(workers, threads) < 1:
         raise InputError("--workers and --threads must be at least 1")
-
-    settings = read()
-    subprocess.run([*DVC, "repro", "plan", *(f"prepare@{modality}" for modality in settings.benchmark)], check=True)
-    status = subprocess.run([*DVC, "status", "--json"], check=True, stdout=subprocess.PIPE, text=True)
-    waiting = jobs(settings, set(json.loads(status.stdout)))
-    print(f"{len(waiting)} runs to make, {workers} at a time with {threads} threads each", flush=True)
-    failed = Workers(workers, threads, gpus).work(waiting)
-    for stage, said in failed.items():
-        print(f"\n{stage} failed:\n" + "\n".join(said.splitlines()[-SHOWN:]), file=sys.stderr)
-    if failed:
-        raise InputError(f"{len(failed)} of {len(waiting)} runs failed; mend what they say, and start again")
-    subprocess.run([*DVC, "repro"], check=True)
+    reproduce(Workers(workers, threads, gpus).work, f"{workers} at a time with {threads} threads each")
 
 
 if __name__ == "__main__":

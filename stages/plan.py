@@ -12,8 +12,9 @@ from typing import Any
 from ssl_methods import load_modality
 
 from . import datasets, devices, files
+from .command import command
 from .fingerprint import fingerprint
-from .settings import RESOLVED, InputError, Settings, command, pick, read
+from .settings import RESOLVED, InputError, Settings, pick, read
 
 READ = (  # of a modality, by evaluation
     "columns",

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from . import datasets, files
+from .command import command
 from .datasets import Columns, Dataset
 from .plan import lookup
-from .settings import InputError, command
+from .settings import InputError
 
 SPLITS = ("train", "validation", "test")
 LISTED = 20  # of the skipped files, in the manifest

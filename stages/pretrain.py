@@ -22,11 +22,12 @@ from ssl_methods.parts import averaged, processes
 
 from . import checkpoint, cost, devices, distributed, plan
 from .columns import Columns, facts_of, manifest
+from .command import command
 from .files import write_json
 from .optimizers import optimizer_of, pace
 from .panels import panel, sentences, views
 from .progress import Progress
-from .settings import Entry, InputError, Training, command
+from .settings import Entry, InputError, Training
 
 CHECKPOINT_SECONDS = 30.0
 POINTS = 100  # on a loss curve

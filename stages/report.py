@@ -15,12 +15,12 @@ from pathlib import Path
 
 from . import page, speed_report
 from .board import HEALTH, MEASURES, PREDICTORS, Board, Cell, Row, board
+from .command import command
 from .files import replacing
 from .markdown import readme_table, report
 from .paper import paper
 from .results import Entry, Modality, Results, read
 from .schedule import schedule
-from .settings import command
 from .speed_report import Speed
 from .statistics import Correlation
 

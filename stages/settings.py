@@ -6,7 +6,6 @@ A mistake ends in one line that names the key, says what was expected and how to
 import inspect
 import re
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -26,14 +25,6 @@ DEEPEST, MOST = 16, 20_000  # levels and values that params.yaml may have, its a
 
 class InputError(Exception):
     """A mistake of the user's. Its text is one line: what is wrong, what was expected, how to mend it."""
-
-
-def command(main: Callable[[], None]) -> None:
-    """Runs a stage's `main`; an `InputError` becomes one line on stderr and exit code 1."""
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 class Block(BaseModel):

@@ -24,13 +24,14 @@ from ssl_methods import load_modality
 
 from . import devices
 from .columns import Columns, facts_of, manifest
+from .command import command
 from .cost import multiply_adds
 from .energy import Meter
 from .files import write_json
 from .optimizers import optimizer_of
 from .pretrain import build_method, descend
 from .progress import Progress
-from .settings import Entry, InputError, Settings, command, read
+from .settings import Entry, InputError, Settings, read
 
 OUT = Path("reports/speed.json")
 PARTS = ("limit", "methods", "peers", "growth", "overhead")

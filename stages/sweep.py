@@ -13,6 +13,7 @@ Optuna URL; beyond the first few, which trials several workers draw depends on w
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import multiprocessing
@@ -30,7 +31,7 @@ import optuna
 import psutil
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -39,9 +40,10 @@ import ssl_methods
 from . import evaluate, plan, pretrain
 from .checkpoint import SCRATCH
 from .columns import manifest
+from .command import command
 from .devices import key_of
 from .fingerprint import fingerprint
-from .settings import Entry, Evaluation, InputError, Range, Sweep, Training, check, command, parse, read
+from .settings import Entry, Evaluation, InputError, Range, Sweep, Training, check, parse, read
 from .sweep_report import Result, best_of, write
 
 # What a space may name beside the method's own settings: nothing that changes how many samples are seen.
@@ -215,7 +217,7 @@ def open_study(search: Search) -> optuna.Study:
     url, path = search.sweep.storage, SCRATCH / "sweeps" / f"{search.study}.journal"
     try:
         study = optuna.create_study(
-            storage=url or journal(path),
+            storage=database(url) if url else journal(path),
             sampler=DrawSampler(search.sweep.seed),
             study_name=search.study,
             direction="maximize",
@@ -228,6 +230,15 @@ def open_study(search: Search) -> optuna.Study:
         mend = "" if url else "; delete it to search anew"
         raise InputError(f"sweeps.{search.entry.name}.storage: cannot use {url or path}: {reason}{mend}") from None
     return study
+
+
+def database(url: str) -> RDBStorage:
+    """A database's storage. Of two workers that make its tables at the same moment one is refused, and looks again."""
+    for _ in range(2):
+        with contextlib.suppress(Exception):  # each kind of database has its own
+            return RDBStorage(url)
+        time.sleep(1.0)
+    return RDBStorage(url)
 
 
 def journal(path: Path) -> JournalStorage:

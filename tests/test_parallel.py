@@ -1,4 +1,4 @@
-"""Several stages at a time, with a program in DVC's place that notes what it was asked for and when."""
+"""Several stages at a time, here or on a cluster, with a program in DVC's place that notes what it was asked for."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import parallel
+from stages import cluster, parallel
 from stages.files import write_json
-from stages.settings import read
+from stages.settings import InputError, read
 
 ROOT = Path(__file__).parent.parent
 FAKE = """
@@ -25,6 +25,8 @@ if stage.startswith("slow"):
     child.wait()
 time.sleep(0.2)
 note("end")
+if stage.startswith("doomed"):
+    os.kill(os.getppid(), 9)
 if stage.startswith("bad"):
     print("it is broken")
     sys.exit(3)
@@ -108,3 +110,52 @@ def test_jobs_are_what_is_stale_the_longest_first(tmp_path, monkeypatch):
         [names["evaluate"]["mae"]],
         [names["pretrain"]["pca"], names["evaluate"]["pca"]],
     ]
+
+
+# A cluster: submitit's own executor for this machine
+
+
+@pytest.fixture
+def local(notes, tmp_path, monkeypatch):
+    """A cluster of one machine; its jobs start as `python -m dvc`, which in this folder is the program."""
+    (tmp_path / "fake.py").rename(tmp_path / "dvc.py")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(cluster, "POLL", 0.1)
+    return cluster.Cluster("local", {"slurm_array_parallelism": 2})
+
+
+def test_jobs_of_a_cluster_make_all_runs_and_tell_what_failed(local, notes):
+    failed = local.work([["bad", "after"], ["pretrain", "evaluate"]])
+    assert list(failed) == ["bad"]
+    assert "it is broken" in failed["bad"]
+    assert {stage for _, stage, _ in notes()} == {"bad", "pretrain", "evaluate"}
+    assert [stage for what, stage, _ in notes() if what == "end" and stage != "bad"] == ["pretrain", "evaluate"]
+
+
+def test_a_job_that_dies_costs_its_own_run_alone(local, notes):
+    failed = local.work([["doomed", "never"], ["pretrain", "evaluate"]])
+    assert list(failed) == ["never"]
+    assert {stage for _, stage, _ in notes()} == {"doomed", "pretrain", "evaluate"}
+
+
+def test_a_job_that_loses_its_machine_is_queued_again():
+    again = cluster.Run().checkpoint(["pretrain", "evaluate"])
+    assert isinstance(again.function, cluster.Run)
+    assert again.args == (["pretrain", "evaluate"],)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "says"),
+    [
+        ("slurm", {}, "srun"),
+        ("pbs", {}, "any executor named pbs"),
+        ("local", {"gpus": 1}, "gpus"),
+        ("local", {"timeout_min": "long"}, "timeout_min"),
+    ],
+)
+def test_what_the_cluster_does_not_know_is_one_clear_line(kind, asked, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=rf"^submitit: .*{says}") as told:
+        cluster.Cluster(kind, asked)
+    assert "\n" not in str(told.value)

@@ -167,6 +167,52 @@ def test_one_stage_after_another_ends_where_several_at_a_time_did(finished, proj
         assert stage.get("params") == before[name].get("params")
 
 
+def test_a_colleague_has_what_was_pushed_without_computing(project, tmp_path):
+    """By way of a DVC remote, here a folder, and of git."""
+    for command in ("init --quiet", "add .", "-c user.name=a -c user.email=a@b.c commit --quiet -m run"):
+        project.run("git", *command.split())
+    project.run("dvc", "remote", "add", "--local", "shared", str(tmp_path / "shared"))
+    project.run("dvc", "push", "--remote", "shared", "--run-cache")
+    colleague = Project(tmp_path / "colleague")
+    project.run("git", "clone", "--quiet", str(project.folder), str(colleague.folder))
+    assert not (colleague.folder / "models").exists()
+    colleague.run("dvc", "remote", "add", "--local", "shared", str(tmp_path / "shared"))
+    assert "Running stage" not in colleague.run("dvc", "repro", "--pull", "--allow-missing")
+    colleague.run("dvc", "pull", "--remote", "shared")
+    assert "Running stage" not in colleague.run("dvc", "repro")
+    for path in project.folder.glob("models/**/*.safetensors"):
+        assert (colleague.folder / path.relative_to(project.folder)).read_bytes() == path.read_bytes()
+
+
+def test_damaged_weights_are_told_and_made_anew(finished, project):
+    """By their checksum in dvc.lock: nothing is measured on them."""
+    path = project.folder / "models/image/byol/1/encoder.safetensors"
+    whole = path.read_bytes()
+    path.unlink()  # it may be a link into the cache
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert project.stale() == stages_of("pretrain", ["byol"], [1]) | stages_of("evaluate", ["byol"], [1])
+    project.run("dvc", "repro", "evaluate-image@byol-1")
+    assert path.read_bytes() == whole
+    place = "metrics/image/byol/1/scores.json"
+    assert (project.folder / place).read_bytes() == (finished.folder / place).read_bytes()
+
+
+def test_two_at_once_are_refused_or_end_as_one(project):
+    """Of two `dvc repro` at the same time one does the work, and the other waits for nothing and says why."""
+    project.change(lambda params: params["methods"].update(byol={"tau": 0.5}))
+    project.run("dvc", "repro", "plan")
+    command = ["dvc", "repro", "--force", "--single-item", "pretrain-image@byol-1"]
+    heard = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen(command, cwd=project.folder, env=project.environment, **heard) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    codes = [process.returncode for process in both]
+    assert 0 in codes, said
+    for code, output in zip(codes, said, strict=True):
+        assert code == 0 or "lock" in output or "another process" in output, output
+        assert "Traceback" not in output
+    assert "pretrain-image@byol-1" not in project.stale()
+
+
 def test_a_hyper_parameter_reruns_its_method_alone(project):
     project.change(lambda params: params["methods"].update(byol={"tau": 0.5}))
     assert project.stale() == stages_of("pretrain", ["byol"], [0, 1])

@@ -1,9 +1,15 @@
 import dataclasses
+import glob
 import itertools
 import json
 import math
 import multiprocessing
 import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,7 +80,7 @@ def workers():
     context.set_forkserver_preload(["stages.sweep"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        yield lambda stop=None: start(context.Process(target=work_in, args=(os.getcwd(), stop)))
+        yield lambda stop=None, storage=None: start(context.Process(target=work_in, args=(os.getcwd(), stop, storage)))
 
 
 def start(process):
@@ -82,7 +88,7 @@ def start(process):
     return process
 
 
-def work_in(folder, stop):
+def work_in(folder, stop, storage):
     """A worker that writes down what it tries. In its trial number `stop` it hangs, as if it trained for ever."""
     os.chdir(folder)
     calls = itertools.count()
@@ -96,7 +102,7 @@ def work_in(folder, stop):
             print(entry.hyper, entry.training.batch_size, file=file)
         return objective(entry, log)
 
-    sweep.work(search(), slow)
+    sweep.work(search(storage=storage), slow)
 
 
 # ---- Trials
@@ -239,6 +245,47 @@ def test_a_database_serves_as_well(straight, tmp_path):
     stored = search(trials=2, storage=f"sqlite:///{tmp_path}/study.db")
     assert outcome(sweep.work(stored, objective)) == outcome(straight)[:2]
     assert not (tmp_path / ".scratch").exists()
+
+
+@pytest.fixture
+def postgres():
+    """The URL of a PostgreSQL server, started for the test and reached by a socket."""
+    pytest.importorskip("psycopg", reason="needs psycopg, PostgreSQL's driver")
+    found = [*sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb")), shutil.which("initdb")]
+    if not any(found):
+        pytest.skip("needs PostgreSQL's server (Debian's package postgresql)")
+    programs = Path(next(filter(None, found))).resolve().parent
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        if os.getuid() == 0:  # as whom the server refuses to run
+            os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+            own["user"] = "nobody"
+        data = f"{folder}/data"
+        subprocess.run(
+            [programs / "initdb", "-D", data, "-U", "sweeper", "--auth=trust", "--no-sync"], check=True, **own
+        )
+        server = subprocess.Popen(
+            [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"], **own
+        )
+        try:
+            while subprocess.run([programs / "pg_isready", "-q", "-h", folder]).returncode:
+                assert server.poll() is None, "PostgreSQL did not start"
+                time.sleep(0.05)
+            yield f"postgresql+psycopg://sweeper@/postgres?host={folder}"
+        finally:
+            server.send_signal(signal.SIGINT)  # at once, in order
+            server.wait()
+
+
+def test_two_workers_share_a_study_of_a_database_server(straight, workers, postgres):
+    both = [workers(storage=postgres), workers(storage=postgres)]
+    for worker in both:
+        worker.join()
+    assert [worker.exitcode for worker in both] == [0, 0]
+    tried = Path("tried").read_text().splitlines()
+    assert len(tried) == len(set(tried)) == 8
+    results = sweep.work(search(storage=postgres), None)
+    assert outcome(results)[: sweep.STARTUP] == outcome(straight)[: sweep.STARTUP]
 
 
 def test_every_trial_is_tracked(monkeypatch):

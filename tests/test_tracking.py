@@ -1,12 +1,16 @@
 import base64
+import contextlib
 import functools
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,3 +328,85 @@ def test_a_temporary_folder_of_dvc_uses_the_store_of_its_repository(tmp_path, mo
     assert recorder.root() == tmp_path.resolve()
     monkeypatch.chdir(tmp_path)
     assert recorder.root() == tmp_path.resolve()
+
+
+# ---- A real server, which many machines would share
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Starts `mlflow server` on this machine, always at one address, over a store in tmp_path; returns its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    command = [sys.executable, "-m", "mlflow", "server", "--port", address.rsplit(":", 1)[1], "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/served.db", "--artifacts-destination", str(tmp_path)]
+    started = []
+
+    def start_server():
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        started.append(server)
+        until = time.monotonic() + 120
+        while True:
+            try:
+                return urllib.request.urlopen(f"{address}/health", timeout=5) and server
+            except OSError:
+                assert server.poll() is None, "the server did not start"
+                assert time.monotonic() < until
+                time.sleep(0.2)
+
+    yield start_server
+    for server in started:
+        stop(server)
+
+
+def stop(server):
+    """Kills a server and its own processes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def stored_runs(address):
+    client, identifier = recorder.connect(address, "image")
+    return client, {run.data.tags["key"]: run for run in client.search_runs([identifier])}
+
+
+def test_a_server_that_dies_costs_one_warning_and_has_the_runs_after_it_came_back(serve, monkeypatch, capsys):
+    address, server = os.environ["MLFLOW_TRACKING_URI"], serve()
+    listeners = [recorder.Recorder() for _ in range(2)]  # of two stages, one after another
+    monkeypatch.setattr(tracking, "channel", lambda: SimpleNamespace(send=listeners[0].hear))
+    with start(key="whole") as run:
+        run.log(1, loss=0.5)
+        run.picture("views.webp", base64.b64encode(b"picture").decode())
+        run.finish(linear=50.0)
+    with start(key="lost") as run:
+        run.log(1, loss=0.5)
+        listeners[0].flush()
+        stop(server)
+        run.log(2, loss=0.25)
+        run.finish(linear=50.0)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: not tracked in MLflow from here on")
+    serve()
+    client, found = stored_runs(address)
+    assert {key: run.info.status for key, run in found.items()} == {"whole": "FINISHED", "lost": "RUNNING"}
+    assert found["whole"].data.metrics == {"loss": 0.5, "linear": 50.0}
+    assert [file.path for file in client.list_artifacts(found["whole"].info.run_id)] == ["views.webp"]
+    listeners.pop(0)
+    with start(key="lost") as run:  # the stage, made again
+        run.log(1, loss=0.5)
+        run.log(2, loss=0.25)
+        run.finish(linear=50.0)
+    client, found = stored_runs(address)
+    assert {key: run.info.status for key, run in found.items()} == {"whole": "FINISHED", "lost": "FINISHED"}
+    assert curve(client, found["lost"]) == [(1, 0.5), (2, 0.25)]
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,89 @@
+"""The pipeline on a cluster.   python -m stages.cluster --jobs 20 slurm_partition=gpu gpus_per_node=1 timeout_min=240
+
+As `stages.parallel`, on one folder that all machines see: every entry and seed is a job that submitit gives to SLURM,
+all in one array, and the rest runs here, before and after. A job that SLURM takes off a machine is queued again, and
+goes on from its checkpoint. What stands behind the options is for submitit's `AutoExecutor.update_parameters`.
+"""
+
+import argparse
+import os
+from typing import Any
+
+import yaml
+
+from . import parallel
+from .checkpoint import SCRATCH
+from .command import command
+from .parallel import Job, Workers
+from .progress import Progress
+from .settings import InputError, one_line
+
+FOLDER = SCRATCH / "cluster"  # what submitit and the jobs write for each other
+DEFAULTS = {"name": "ssl", "timeout_min": 24 * 60}
+POLL = 5.0  # seconds
+
+
+class Run:
+    """Makes one entry and seed, on the machine that it has been given."""
+
+    def __call__(self, job: Job) -> dict[str, str]:
+        return Workers(1, threads=len(os.sched_getaffinity(0)), gpus=0).work([job])
+
+    def checkpoint(self, job: Job) -> Any:
+        """What submitit queues when the machine is taken away; by then the processes here have been stopped."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
+class Cluster:
+    """Jobs on `kind`, submitit's name of an executor: slurm, or local. Raises InputError for what it does not know."""
+
+    def __init__(self, kind: str, asked: dict[str, Any]):
+        try:
+            import submitit
+
+            self.completed = submitit.helpers.as_completed
+            self.executor = submitit.AutoExecutor(FOLDER.absolute(), cluster=kind)
+            self.executor.update_parameters(**DEFAULTS | asked)
+        except ImportError:
+            raise InputError("submitit is not installed: pip install -e '.[cluster]'") from None
+        except (AssertionError, NameError, RuntimeError, ValueError) as error:
+            raise InputError(f"submitit: {one_line(error)}") from None
+
+    def work(self, waiting: list[Job]) -> dict[str, str]:
+        """Runs all jobs; returns what the stages that failed said, by name. Stopped, it cancels what it has queued."""
+        submitted, failed = self.executor.map_array(Run(), waiting), {}
+        job_of = dict(zip(map(id, submitted), waiting, strict=True))
+        bar = Progress("runs", len(waiting), "runs")
+        try:
+            for done in self.completed(submitted, poll_frequency=POLL):
+                try:
+                    failed |= done.result()
+                except Exception as error:  # the job left no result: what it said is in the message
+                    failed[job_of[id(done)][-1]] = str(error)
+                bar.advance(1, failed=len(failed))
+        except BaseException:
+            for job in submitted:
+                job.cancel(check=False)
+            raise
+        bar.close()
+        return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--executor", default="slurm", help="slurm; or local, processes on this machine, to try it out")
+    parser.add_argument("--jobs", type=int, default=20, help="so many at a time")
+    parser.add_argument("asked", nargs="*", metavar="NAME=VALUE", help="what a job asks of the cluster")
+    given = parser.parse_args()
+    for text in given.asked:
+        if "=" not in text:
+            raise InputError(f"{text!r} asks nothing of the cluster: say NAME=VALUE, as in gpus_per_node=1")
+    asked = {name: yaml.safe_load(value) for name, value in (text.split("=", 1) for text in given.asked)}
+    cluster = Cluster(given.executor, {"slurm_array_parallelism": given.jobs} | asked)
+    parallel.reproduce(cluster.work, f"as jobs of {given.executor}")
+
+
+if __name__ == "__main__":
+    command(main)
