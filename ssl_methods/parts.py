@@ -178,16 +178,48 @@ def info_nce(q: Tensor, k: Tensor, temperature: float, among: Tensor | None = No
     return F.cross_entropy(s, torch.arange(len(s), device=s.device))
 
 
-@in_float32
+class CrossEntropy(torch.autograd.Function):
+    """- log softmax(logits) at the target, (M, V), (M,) -> (M,), in float32: what F.cross_entropy says, for a CPU.
+
+    It takes a third of the time there: some rows at once, which stay in the core's cache between two operations.
+    """
+
+    BLOCK = 2**17  # logits
+
+    @staticmethod
+    def forward(context, logits, target):
+        few = max(1, CrossEntropy.BLOCK // logits.shape[1])
+        total = torch.cat([rows.float().logsumexp(1) for rows in logits.split(few)])  # (M,)
+        context.save_for_backward(logits, target, total)
+        context.few = few
+        return total - logits.gather(1, target[:, None])[:, 0].float()
+
+    @staticmethod
+    def backward(context, above):
+        logits, target, total = context.saved_tensors
+        found = torch.empty_like(logits)
+        blocks = (x.split(context.few) for x in (logits, target, total, above, found))
+        for rows, at, whole, scale, out in zip(*blocks, strict=True):
+            p = (rows.float() - whole[:, None]).exp_()
+            p[torch.arange(len(at)), at] -= 1
+            out.copy_(p.mul_(scale[:, None]))
+        return found, None
+
+
 def token_loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     """The cross-entropy of tokens, averaged over the places that count. (N, L, V), (N, L), (N, L)."""
-    cross = F.cross_entropy(logits.flatten(0, 1), target.flatten().long(), reduction="none")
+    logits, target = logits.flatten(0, 1), target.flatten().long()
+    if logits.device.type == "cpu":
+        cross = CrossEntropy.apply(logits, target)
+    else:
+        cross = F.cross_entropy(logits.float(), target, reduction="none")
     return masked_mean(cross.view_as(counts), counts)
 
 
 def token_accuracy(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     """The share of the places that count where the likeliest token is the right one. (N, L, V), (N, L), (N, L)."""
-    return masked_mean((logits.argmax(2) == target).float(), counts)
+    likeliest = logits.max(2).indices  # argmax takes four times as long on a CPU
+    return masked_mean((likeliest == target).float(), counts)
 
 
 @in_float32

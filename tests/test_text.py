@@ -14,7 +14,7 @@ from ssl_methods.encoders import BagOfWords, TextTransformer
 from ssl_methods.generative.gpt import GPT
 from ssl_methods.masked.electra import detection_loss, draw_words
 from ssl_methods.modalities import text
-from ssl_methods.parts import OrderHead, TokenHead, Unigram, info_nce, token_loss
+from ssl_methods.parts import CrossEntropy, OrderHead, TokenHead, Unigram, info_nce, token_loss
 from stages.pretrain import build_method
 from stages.settings import InputError
 
@@ -210,6 +210,21 @@ def test_token_loss_is_the_mean_over_what_counts():
     assert not logits.grad[~counts].any()
     assert token_loss(torch.zeros(3, 4, 7), target, counts).item() == pytest.approx(math.log(7))
     assert token_loss(logits, target, counts & False).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_of_some_rows_at_once_is_torchs(dtype, monkeypatch):
+    """Also where the last rows do not fill a block, and for logits that are far apart."""
+    monkeypatch.setattr(CrossEntropy, "BLOCK", 3 * 7)
+    torch.manual_seed(0)
+    logits, target, above = 30 * torch.randn(10, 7), torch.randint(7, (10,)), torch.randn(10)
+    ours, torchs = (logits.to(dtype).requires_grad_() for _ in range(2))
+    found = CrossEntropy.apply(ours, target)
+    expected = F.cross_entropy(torchs.float(), target, reduction="none")
+    (found @ above).backward()
+    (expected @ above).backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours.grad, torchs.grad)
 
 
 def test_info_nce_is_its_equation():

@@ -33,7 +33,7 @@ class GPT(Method):
 
     def forward(self, batch):
         self.latest = batch["token"]  # (N, L)
-        words, target = self.predict(self.latest)[:, :-1], self.latest[:, 1:]  # (N, L - 1, V), (N, L - 1)
+        words, target = self.predict(self.latest[:, :-1]), self.latest[:, 1:]  # (N, L - 1, V), (N, L - 1)
         counts = target > text.PAD
         loss = token_loss(words, target, counts)
         right = token_accuracy(words, target, counts)

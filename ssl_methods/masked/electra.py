@@ -24,9 +24,10 @@ from ..parts import TokenHead, Unigram, in_float32, masked_mean, token_loss
 
 @in_float32
 def draw_words(logits: Tensor) -> Tensor:
-    """A word from each distribution, by the Gumbel trick: (N, M, V) -> (N, M)."""
-    noise = -torch.empty_like(logits).exponential_().log()
-    return (logits.detach() + noise).argmax(-1)
+    """A word from each distribution, the first whose cumulative share passes a random one: (N, M, V) -> (N, M)."""
+    shares = logits.detach().softmax(-1).cumsum(-1)
+    at = torch.rand(*shares.shape[:-1], 1, device=shares.device) * shares[..., -1:]  # (N, M, 1)
+    return torch.searchsorted(shares, at, right=True)[..., 0].clamp(max=shares.shape[-1] - 1)
 
 
 @in_float32
