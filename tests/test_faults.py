@@ -31,6 +31,8 @@ def small(params: dict) -> None:
     params["datasets"]["image_folder"] = {"root": "pictures", "size": 16}
     params["training"]["laptop"] |= {"epochs": 15, "batch_size": 32}
     params["encoders"]["small_resnet"] |= {"width": 8, "blocks": [1, 1]}
+    params["evaluation"] |= {"strengths": [1.0e-2, 1.0e-1], "neighbours": [5], "low_label": None, "finetune": None}
+    params["evaluation"]["transfer"] = None
 
 
 class Untracked(Project):
@@ -39,9 +41,8 @@ class Untracked(Project):
         return super().environment | {"MLFLOW_TRACKING_URI": "off"}
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Untracked:
-    folder = tmp_path_factory.mktemp("faults") / "copy"
+def prepare(folder: Path) -> Untracked:
+    """A copy of the repository there, its data ready to be pretrained on; a checkpoint is made at every point."""
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     project = Untracked(folder)
     project.change(small)
@@ -57,6 +58,11 @@ def prepared(tmp_path_factory) -> Untracked:
     project.run(sys.executable, "-m", "stages.plan")
     project.run(sys.executable, "-m", "stages.prepare", "image")
     return project
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Untracked:
+    return prepare(tmp_path_factory.mktemp("faults") / "copy")
 
 
 @pytest.fixture(scope="module")
