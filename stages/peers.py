@@ -1,8 +1,10 @@
-"""What `speed` compares with: the same methods from the library lightly, put together as its examples do.
+"""What `speed` compares with: the same methods from lightly, put together as its examples do, and views from kornia.
 
-`pip install -e '.[peers]'` installs it. lightly, https://github.com/lightly-ai/lightly, MIT licence.
+`pip install -e '.[peers]'` installs both. lightly, https://github.com/lightly-ai/lightly, MIT licence; kornia,
+https://github.com/kornia/kornia, Apache licence 2.0.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +21,17 @@ from .columns import Columns
 from .optimizers import optimizer_of
 from .pretrain import descend
 from .settings import Entry, InputError
-from .speed import steps_within
+from .speed import Trainer, steps_within
 
 try:
+    from kornia import augmentation
     from lightly import loss, transforms
     from lightly.models import modules
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 except ImportError:
-    raise InputError("the part `peers` compares with lightly; run `pip install -e '.[peers]'` first") from None
+    raise InputError(
+        "the part `peers` compares with lightly and kornia; run `pip install -e '.[peers]'` first"
+    ) from None
 
 WORKERS = 2
 
@@ -176,3 +181,36 @@ class Modules:
 
     def turn(self, seconds: float) -> int:
         return steps_within(seconds, self.step, self.device) * self.entry.training.batch_size
+
+
+class Kornia:
+    """Ours, with kornia's views in place of ours."""
+
+    def __init__(self, entry: Entry, folder: Path, device: torch.device):
+        self.trainer = Trainer(entry, folder, device)
+
+    def turn(self, seconds: float) -> int:
+        ours = image.simclr_view
+        try:
+            image.simclr_view = kornia_view
+            return self.trainer.turn(seconds)
+        finally:
+            image.simclr_view = ours
+
+
+def kornia_view(x: Tensor, strength: float = 1.0, scale: tuple[float, float] = (0.08, 1)) -> Tensor:
+    """What `image.simclr_view` draws, drawn and made by kornia, in float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return kornia_views(x.shape[-1], strength, scale)(x)
+
+
+@functools.cache
+def kornia_views(size: int, strength: float, scale: tuple[float, float]) -> nn.Module:
+    area = tuple(max(1 - (1 - end) * strength, image.SMALLEST_CROP) for end in scale)
+    amount = 0.4 * strength
+    return augmentation.AugmentationSequential(
+        augmentation.RandomResizedCrop((size, size), area, ((3 / 4) ** strength, (4 / 3) ** strength)),
+        augmentation.RandomHorizontalFlip(min(0.5 * strength, 0.5)),
+        augmentation.ColorJitter(amount, amount, amount, amount / 4, p=min(0.8 * strength, 1)),
+        augmentation.RandomGrayscale(p=min(0.2 * strength, 1)),
+    )

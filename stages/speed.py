@@ -259,13 +259,13 @@ def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> di
 
 
 def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
-    """Ours against lightly's, the same encoder, batch and pictures, from uint8 pictures to the next weights.
+    """Ours against others, the same encoder, batch and pictures, from uint8 pictures to the next weights.
 
     `stock` is lightly as its examples show it: PIL views in two workers, float32. `modules` are its modules and losses
-    fed by our views, in our precision and memory layout. `ours` over either is the ratio of medians; `compiled` is ours
-    with `compile: true`, whose compilation falls into the turn that does not count.
+    fed by our views, in our precision and memory layout. `kornia` is ours with kornia's views. `ours` over each is a
+    ratio of medians; `compiled` is ours with `compile: true`, compiled in the turn that does not count.
     """
-    from .peers import Modules, Stock
+    from .peers import Kornia, Modules, Stock
 
     folder, found = prepared("image"), {}
     for name in PEERS:
@@ -273,11 +273,13 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
         device = devices.choose(entry.training.device)
         ours, stock = Trainer(entry, folder, device), Stock(name, entry, folder, device)
         contestants = {"ours": ours, "modules": Modules(name, entry, folder, device), "stock": stock}
+        contestants["kornia"] = Kornia(entry, folder, device)
         compiled = entry.training.model_copy(update={"compile": True})
         contestants["compiled"] = Trainer(entry.model_copy(update={"training": compiled}), folder, device)
         with contextlib.closing(stock):
             speeds = race({who: lambda it=it: it.turn(seconds) for who, it in contestants.items()}, turns=3)
-        ratios = {f"over_{who}": speeds["ours"]["median"] / speeds[who]["median"] for who in ("modules", "stock")}
+        others = "modules", "kornia", "stock"
+        ratios = {f"over_{who}": speeds["ours"]["median"] / speeds[who]["median"] for who in others}
         ratios |= {
             f"compiled_{key}": speeds["compiled"]["median"] / speeds["ours"]["median"] * over
             for key, over in ratios.items()

@@ -21,6 +21,7 @@ PHASES = {
 
 
 RATIOS = {
+    "over_kornia": "times kornia's views",
     "over_modules": "times lightly's modules",
     "over_stock": "times lightly",
     "compiled_over_modules": "compiled, times its modules",
@@ -66,10 +67,11 @@ def heading(found: Mapping[str, Any]) -> str:
 def peers(found: Mapping[str, Any]) -> Table:
     rows = [[name, spread(of["ours"]), *(f"{of[over]:.2f}" for over in RATIOS)] for name, of in found.items()]
     return Table(
-        "Beside lightly",
+        "Beside lightly and kornia",
         "The same encoder, batch and pictures, from uint8 pictures to the next weights, in turns: our samples a second "
-        "(lowest and highest turn), over those of lightly's modules and losses with our views, precision and memory "
-        "layout, and over those of lightly as its examples show it, with PIL views in two workers and float32. "
+        "(lowest and highest turn), over ours with kornia's views, over those of lightly's modules and losses with our "
+        "views, precision and memory layout, and over those of lightly as its examples show it, with PIL views in two "
+        "workers and float32. "
         "Compiled is `compile: true`, without the time that it takes to compile.",
         ["method", "samples/s", *RATIOS.values()],
         rows,

@@ -128,7 +128,7 @@ def test_training_multiplies_three_times_as_often_as_the_forward_pass_but_for_th
 @pytest.mark.parametrize("name", speed.PEERS)
 def test_a_peer_learns_from_the_same_pictures(name, folder):
     pytest.importorskip("lightly")
-    from stages.peers import Modules, Stock
+    from stages.peers import Kornia, Modules, Stock
 
     entry = trainer(folder, name, **({"queue": 32} if name == "moco" else {})).entry
     modules = Modules(name, entry, folder, CPU)
@@ -143,6 +143,21 @@ def test_a_peer_learns_from_the_same_pictures(name, folder):
     stock = Stock(name, entry, folder, CPU)
     assert stock.turn(seconds=0) == TRAINING.batch_size
     stock.close()
+    ours = image.simclr_view
+    assert Kornia(entry, folder, CPU).turn(seconds=0) == TRAINING.batch_size
+    assert image.simclr_view is ours
+
+
+def test_kornias_views_are_as_strong_as_ours(pictures):
+    """On average over many they move the pictures as far from what they were."""
+    pytest.importorskip("kornia")
+    from stages.peers import kornia_view
+
+    x = image.unit(pictures).repeat(4, 1, 1, 1)
+    torch.manual_seed(0)
+    for strength in (0.25, 0.5, 1.0):
+        ours, theirs = ((view(x, strength) - x).abs().mean().item() for view in (image.simclr_view, kornia_view))
+        assert theirs == pytest.approx(ours, rel=0.15), strength
 
 
 def test_it_writes_what_it_measured_and_keeps_the_rest(tmp_path, monkeypatch):
@@ -200,7 +215,13 @@ def test_the_exponent_is_the_slope_on_logarithmic_axes():
     assert speed_report.exponent([{"at": n, "seconds": 7} for n in (3, 5)]) == pytest.approx(0)
 
 
-RATIOS = {"over_modules": 1.5, "over_stock": 4.25, "compiled_over_modules": 1.75, "compiled_over_stock": 5.0}
+RATIOS = {
+    "over_kornia": 1.25,
+    "over_modules": 1.5,
+    "over_stock": 4.25,
+    "compiled_over_modules": 1.75,
+    "compiled_over_stock": 5.0,
+}
 
 
 def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
@@ -228,7 +249,7 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
     assert "0.25 in float32 of 10^12" in read.heading
     rows = {table.title: table.rows for table in read.tables}
     assert rows == {
-        "Beside lightly": [["simclr", "4,000 (2,000 to 8,000)", "1.50", "4.25", "1.75", "5.00"]],
+        "Beside lightly and kornia": [["simclr", "4,000 (2,000 to 8,000)", "1.25", "1.50", "4.25", "1.75", "5.00"]],
         "As work grows": [["width", "16, 64", "1,000, 2,000", "+0.50"]],
         "Where a step's time goes": [
             ["image/simclr", "1,234 (617 to 2,468)", "9.5", "33.3", "0", "0", "60", "40", "0", "0"]
