@@ -1,5 +1,6 @@
 """What several tests need: small pictures, features, and the repository's own settings."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages are run from the repository's root; no test writes to a tracker unless it asks for one."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c() -> None:
+    """It reaches what tests start, also where a shell has started the tests in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
