@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -284,8 +285,11 @@ def test_two_workers_share_a_study_of_a_database_server(straight, workers, postg
     assert [worker.exitcode for worker in both] == [0, 0]
     tried = Path("tried").read_text().splitlines()
     assert len(tried) == len(set(tried)) == 8
-    results = sweep.work(search(storage=postgres), None)
+    storage = sweep.database(postgres)
+    results = sweep.results_of(optuna.load_study(study_name=search().study, storage=storage), wanted=8)
     assert outcome(results)[: sweep.STARTUP] == outcome(straight)[: sweep.STARTUP]
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def test_every_trial_is_tracked(monkeypatch):
