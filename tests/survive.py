@@ -51,7 +51,6 @@ WHOLE = (
 WHOLE += ("reports/sweeps/**/*",)
 LONGEST = 0.25  # until a kill: the share of the time that the reference took
 PATIENCE = 300.0  # seconds in which anything ends that is left alone
-CHECKPOINT = "CHECKPOINT_SECONDS = 30.0", "CHECKPOINT_SECONDS = 0.5"  # of stages/pretrain.py: to be resumed, too
 
 
 def small(params: dict) -> None:
@@ -72,11 +71,8 @@ def fresh(folder: Path) -> Project:
     stages = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     kept = {name: stage for name, stage in stages.items() if "-" not in name or name.endswith("-image")}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": kept}, sort_keys=False), encoding="utf-8")
-    loop = folder / "stages/pretrain.py"
-    text = loop.read_text(encoding="utf-8")
-    assert text.count(CHECKPOINT[0]) == 1
-    loop.write_text(text.replace(*CHECKPOINT), encoding="utf-8")
     project = Project(folder)
+    project.checkpoint_every(0.5)  # to be resumed, too
     project.run("git", "init", "--quiet")
     project.change(small)
     return project

@@ -21,7 +21,6 @@ from test_pipeline import LEFT_OUT, ROOT, Project
 
 PRETRAIN = (sys.executable, "-m", "stages.pretrain", "image", "byol", "--seed", "0")
 WEIGHTS = "models/image/byol/0/encoder.safetensors"
-CHECKPOINT = "CHECKPOINT_SECONDS = 30.0", "CHECKPOINT_SECONDS = 0.0"  # of stages/pretrain.py
 
 
 def small(params: dict) -> None:
@@ -46,10 +45,7 @@ def prepare(folder: Path) -> Untracked:
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     project = Untracked(folder)
     project.change(small)
-    loop = folder / "stages/pretrain.py"
-    text = loop.read_text(encoding="utf-8")
-    assert text.count(CHECKPOINT[0]) == 1
-    loop.write_text(text.replace(*CHECKPOINT), encoding="utf-8")
+    project.checkpoint_every(0.0)
     random = np.random.default_rng(0)
     for number in range(120):
         path = folder / f"pictures/{'even' if number % 2 == 0 else 'odd'}/{number}.png"

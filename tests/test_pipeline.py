@@ -58,6 +58,13 @@ class Project:
         edit(params)
         path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
+    def checkpoint_every(self, seconds: float) -> None:
+        """Has its pretrainings save a checkpoint after so long."""
+        loop = self.folder / "stages/pretrain.py"
+        text, usual = loop.read_text(encoding="utf-8"), "CHECKPOINT_SECONDS = 30.0"
+        assert text.count(usual) == 1
+        loop.write_text(text.replace(usual, f"CHECKPOINT_SECONDS = {seconds}"), encoding="utf-8")
+
     @property
     def environment(self) -> dict[str, str]:
         environment = {
