@@ -6,7 +6,9 @@ never resume a stale run. The folder is removed when the run ends.
 
 import fcntl
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from .files import replacing
 from .settings import InputError
 
 SCRATCH = Path(".scratch")
+ASKED = threading.Event()  # to stop, by SIGTERM
 
 
 def folder_of(name: str, key: str) -> Path:
@@ -41,6 +44,24 @@ def scratch(name: str, key: str) -> Iterator[Path]:
             raise InputError(f"{name} is being run by another process; wait for it, or stop it") from None
         yield folder
         shutil.rmtree(folder)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Within it SIGTERM interrupts nothing: it sets ASKED, for a loop to save a checkpoint and end. Then it raises
+    KeyboardInterrupt, as Ctrl-C does at once.
+    """
+    ASKED.clear()
+    if threading.current_thread() is not threading.main_thread():  # which alone may catch signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: ASKED.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if ASKED.is_set():
+        raise KeyboardInterrupt
 
 
 def save(folder: Path, device: torch.device, **state: Any) -> None:

@@ -43,7 +43,6 @@ class Cluster:
         try:
             import submitit
 
-            self.completed = submitit.helpers.as_completed
             self.executor = submitit.AutoExecutor(FOLDER.absolute(), cluster=kind)
             self.executor.update_parameters(**DEFAULTS | asked)
         except ImportError:
@@ -53,15 +52,16 @@ class Cluster:
 
     def work(self, waiting: list[Job]) -> dict[str, str]:
         """Runs all jobs; returns what the stages that failed said, by name. Stopped, it cancels what it has queued."""
+        from submitit.helpers import as_completed
+
         submitted, failed = self.executor.map_array(Run(), waiting), {}
-        job_of = dict(zip(map(id, submitted), waiting, strict=True))
         bar = Progress("runs", len(waiting), "runs")
         try:
-            for done in self.completed(submitted, poll_frequency=POLL):
+            for done in as_completed(submitted, poll_frequency=POLL):
                 try:
                     failed |= done.result()
                 except Exception as error:  # the job left no result: what it said is in the message
-                    failed[job_of[id(done)][-1]] = str(error)
+                    failed[waiting[submitted.index(done)][-1]] = str(error)
                 bar.advance(1, failed=len(failed))
         except BaseException:
             for job in submitted:

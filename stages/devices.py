@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import flop_counter
 
 from .settings import InputError
+
+EXEMPT = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # of an optimizer, from being compiled
 
 
 def choose(name: str) -> torch.device:
@@ -54,14 +57,15 @@ def keep_freed_memory() -> None:
 
 @functools.cache
 def leave_compiler_out() -> None:
-    """Keeps torch's optimizers from importing its compiler, which takes every process two seconds.
+    """Keeps torch's optimizers, and its counter of operations, from importing its compiler, which takes two seconds.
 
-    They import it only to tell it to pass them by, and nothing here compiles an optimizer. Does nothing to a torch
-    whose optimizers are made otherwise.
+    They import it only to tell it to pass them by, and nothing here compiles them. Does nothing to a torch that makes
+    them otherwise.
     """
-    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        if exempted := getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None):
-            exempted.__dynamo_disable = exempted  # the answer, which it would otherwise fetch from the compiler
+    exempt = [getattr(torch.optim.Optimizer, name) for name in EXEMPT]
+    for function in [*exempt, getattr(flop_counter._FlopCounterMode, "__torch_dispatch__", None)]:
+        if plain := getattr(function, "__wrapped__", None):
+            plain.__dynamo_disable = plain  # the answer, which it would otherwise fetch from the compiler
     for kind in (torch.optim.AdamW, torch.optim.SGD):
         if plain := getattr(kind.step, "__wrapped__", None):
             kind.step = torch.no_grad()(plain)

@@ -54,7 +54,7 @@ class Workers:
             self.slots.put({"OMP_NUM_THREADS": str(threads), **gpu})
 
     def work(self, waiting: list[Job]) -> dict[str, str]:
-        """Runs all jobs; returns what the stages that failed said, by name. Stopped, it leaves no process behind."""
+        """Runs all jobs; returns what those that failed said, by their last stage. Stopped, it leaves none running."""
         failed, bar = {}, Progress("runs", len(waiting), "runs")
         with ThreadPoolExecutor(self.count) as pool, self.stopping():
             for done in as_completed([pool.submit(self.run, job) for job in waiting]):
@@ -64,23 +64,18 @@ class Workers:
         return failed
 
     def run(self, job: Job) -> dict[str, str]:
-        """One stage after another, up to one that fails; returns what that one said."""
+        """One stage after another, up to one that fails; then it returns what was said."""
         slot = self.slots.get()
         try:
-            for stage in job:
-                if self.stopped.is_set():
-                    break
-                said = self.make(stage, slot)
-                if said is not None:
-                    return {stage: said}
-            return {}
+            said = None if self.stopped.is_set() else self.make(job, slot)
         finally:
             self.slots.put(slot)
+        return {} if said is None else {job[-1]: said}
 
-    def make(self, stage: str, slot: dict[str, str]) -> str | None:
-        """What the stage said, if it fails."""
+    def make(self, job: Job, slot: dict[str, str]) -> str | None:
+        """What a job's stages said, if one fails."""
         process = subprocess.Popen(
-            [*DVC, "--wait-for-lock", "repro", "--single-item", stage],
+            [*DVC, "--wait-for-lock", "repro", "--single-item", *job],
             env=os.environ | slot,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -127,7 +122,7 @@ def reproduce(work: Callable[[list[Job]], dict[str, str]], how: str) -> None:
     print(f"{len(waiting)} runs to make, {how}", flush=True)
     failed = work(waiting) if waiting else {}
     for stage, said in failed.items():
-        print(f"\n{stage} failed:\n" + "\n".join(said.splitlines()[-SHOWN:]), file=sys.stderr)
+        print(f"\n{stage} could not be made:\n" + "\n".join(said.splitlines()[-SHOWN:]), file=sys.stderr)
     if failed:
         raise InputError(f"{len(failed)} of {len(waiting)} runs failed; mend what they say, and start again")
     subprocess.run([*DVC, "repro"], check=True)

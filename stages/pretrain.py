@@ -8,6 +8,7 @@ data/<modality>/train
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class Trained:
 
 
 def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep: Path | None = None) -> Trained:
-    """Pretrains an entry on the train split in `folder`. With `keep`, a folder, it can be interrupted and resumed.
+    """Pretrains an entry on the train split in `folder`. With `keep`, a folder, it can be interrupted and resumed, and
+    SIGTERM ends it after the step, with a checkpoint, by KeyboardInterrupt.
 
     Raises InputError for what does not fit: a device that is missing, a batch larger than the data, a method that needs
     labels where there are none.
@@ -79,7 +81,7 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
         return Trained(method.eval())
     steps = max(1, round(epochs * rows / batch_size))
     label = f"{entry.name} {seed}"
-    with distributed.group(device):
+    with distributed.group(device), checkpoint.patient() if keep else nullcontext():
         return fit(method, columns, entry.training, steps=steps, seed=seed, label=label, log=log, keep=keep)
 
 
@@ -126,13 +128,14 @@ def fit(
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         first, trained.curve, trained.seconds = state["step"], state["curve"], state["seconds"]
-        recent = state["recent"].cpu()
+        recent, waiting = state["recent"].cpu(), list(state["waiting"])
         if rank == 0:
             print(f"{label}: resumed at step {first} of {steps}", flush=True)
     for point in trained.curve if log else ():
         log(**point)  # the tracker passes over what it has
 
-    bar = Progress(label, steps * training.batch_size, "samples", first * training.batch_size, shown=rank == 0)
+    counted = (first - len(waiting)) * training.batch_size
+    bar = Progress(label, steps * training.batch_size, "samples", counted, shown=rank == 0)
     began = saved = time.monotonic() - trained.seconds
     for step in range(first, steps):
         method.progress = step / steps
@@ -145,24 +148,30 @@ def fit(
         method.after_step()
 
         waiting.append(torch.stack([loss.detach(), *extras.values()]))
-        if (step + 1) % every and step + 1 < steps:
+        point = (step + 1) % every == 0 or step + 1 == steps  # when several processes wait for each other anyway
+        asked = (point or processes() == 1) and distributed.agree(checkpoint.ASKED.is_set(), device)
+        if not point and not asked:
             continue
-        values, waiting = averaged(torch.stack(waiting)).cpu(), []  # (steps since the last point, numbers)
-        recent = torch.cat([recent, values[:, 0]])[-max(STILL, every) :]
         trained.seconds, trained.samples = time.monotonic() - began, (step + 1) * training.batch_size
-        if fault := fault_in(recent, step + 1, loss.requires_grad):
-            trained.status, (trained.step, trained.cause) = "diverged", fault
-            break
-        numbers = dict(zip(["loss", *extras], values.mean(0).tolist(), strict=True))
-        trained.curve.append({"step": step + 1, "samples": trained.samples, **numbers, "lr": rate})
-        if log:
-            log(**trained.curve[-1])
-        bar.advance(len(values) * training.batch_size, loss=numbers["loss"])
-        due = keep and step + 1 < steps and time.monotonic() - saved >= CHECKPOINT_SECONDS
+        if point:
+            values, waiting = averaged(torch.stack(waiting)).cpu(), []  # (steps since the last point, numbers)
+            recent = torch.cat([recent, values[:, 0]])[-max(STILL, every) :]
+            if fault := fault_in(recent, step + 1, loss.requires_grad):
+                trained.status, (trained.step, trained.cause) = "diverged", fault
+                break
+            numbers = dict(zip(["loss", *extras], values.mean(0).tolist(), strict=True))
+            trained.curve.append({"step": step + 1, "samples": trained.samples, **numbers, "lr": rate})
+            if log:
+                log(**trained.curve[-1])
+            bar.advance(len(values) * training.batch_size, loss=numbers["loss"])
+        due = keep and step + 1 < steps and (asked or time.monotonic() - saved >= CHECKPOINT_SECONDS)
         if distributed.agree(bool(due), device):
-            state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds, "recent": recent}
+            state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds}
+            state |= {"recent": recent, "waiting": waiting}
             checkpoint.save(keep, device, method=method.state_dict(), optimizer=optimizer.state_dict(), **state)
             saved = time.monotonic()
+        if asked:
+            break
     bar.close()
     method.eval()
     return trained

@@ -28,9 +28,9 @@ def schedule(results: Results) -> Schedule:
         for entry in modality.entries:
             for run in entry.runs:
                 for stage, recorded in {"pretrain": run.pretrain, "evaluate": run.evaluate}.items():
-                    began, ended = recorded.get("clock", (1, 0))
-                    if began <= ended:  # a clock that was set back tells nothing
-                        found.append((began, ended, f"{stage}-{modality.name}", entry.family))
+                    clock = recorded.get("clock")
+                    if clock and clock[0] <= clock[1]:  # one that was set back tells nothing
+                        found.append((*clock, f"{stage}-{modality.name}", entry.family))
     bars, cuts = [], []
     zero = latest = min((began for began, *_ in found), default=0.0)  # the clock's time at 0 minutes, which cuts move
     for began, ended, lane, family in sorted(found):

@@ -43,7 +43,7 @@ from .columns import manifest
 from .command import command
 from .devices import key_of
 from .fingerprint import fingerprint
-from .settings import Entry, Evaluation, InputError, Range, Sweep, Training, check, parse, read
+from .settings import Entry, Evaluation, InputError, Range, Sweep, Training, check, one_line, parse, read
 from .sweep_report import Result, best_of, write
 
 # What a space may name beside the method's own settings: nothing that changes how many samples are seen.
@@ -226,7 +226,7 @@ def open_study(search: Search) -> optuna.Study:
         results_of(study, search.sweep.trials)  # here, so that what is damaged is told before any work
         list(map(holds, study.get_trials(deepcopy=False)))
     except Exception as error:  # each kind of storage has its own
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__} {error}")[:200]
         mend = "" if url else "; delete it to search anew"
         raise InputError(f"sweeps.{search.entry.name}.storage: cannot use {url or path}: {reason}{mend}") from None
     return study

@@ -84,7 +84,7 @@ def test_beta1_is_how_much_of_the_last_direction_a_step_keeps(name):
 STEPS = """
 import sys
 import torch
-from stages import devices
+from stages import cost, devices
 from stages.measures import linear
 from stages.optimizers import optimizer_of
 from stages.settings import Training
@@ -102,6 +102,7 @@ for name in ("adamw", "sgd", "lars"):
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
     print(layer.weight.tolist())
+print(cost.multiply_adds(lambda: layer(x), 64))
 print(linear.choose((x, y), (x, y), strengths=[0.1, 0.01], classes=3).curve)
 print("torch._dynamo" in sys.modules, file=sys.stderr)
 """

@@ -415,6 +415,7 @@ def test_a_run_within_another_ends_no_work():
 
 def test_no_clock_is_no_schedule(plain):
     assert schedule(clocks(masked=(None, None))).bars == []
+    assert schedule(clocks(masked=((600, 300), None))).bars == []  # it was set back
     assert 'id="time"' not in plain
 
 

@@ -160,6 +160,30 @@ def test_an_interrupted_run_ends_with_the_same_bytes(name, data, tmp_path, monke
     assert logged == list(range(1, 17))  # the tracker hears every point, and passes over those it has
 
 
+@pytest.mark.parametrize("step", [5, 6])  # between two points of the curve, and at one
+def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(step, data, tmp_path, monkeypatch):
+    entry = entry_of("byol", TRAINING.model_copy(update={"epochs": 2}))
+    monkeypatch.setattr(pretrain, "POINTS", 8)  # of 16 steps
+    straight = pretrain.train(entry, data, seed=0)
+    stepped, descend = [], pretrain.descend
+
+    def asked_to_stop(*given) -> None:
+        stepped.append(descend(*given))
+        if len(stepped) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "keep").mkdir()
+    monkeypatch.setattr(pretrain, "descend", asked_to_stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(entry, data, seed=0, keep=tmp_path / "keep")
+    assert len(stepped) == step
+    assert checkpoint.restore(tmp_path / "keep", torch.device("cpu"))["step"] == step
+    torch.manual_seed(99)
+    resumed = pretrain.train(entry, data, seed=0, keep=tmp_path / "keep")
+    assert weights(resumed, tmp_path / "resumed") == weights(straight, tmp_path / "straight")
+    assert [p["loss"] for p in resumed.curve] == [p["loss"] for p in straight.curve]
+
+
 @pytest.mark.parametrize("name", ["byol", "swav"])
 def test_a_run_killed_after_its_last_step_ends_with_the_same_numbers(name, data, tmp_path, monkeypatch):
     """While its record is made, that is; what it cost and how it does its task are as they would have been."""

@@ -32,9 +32,9 @@ class BERT(Method):
 
     def forward(self, batch):
         self.latest = batch["token"]  # (N, L)
-        pair, y, counts = text.pairs(self.latest, batch["next"])  # (N, 2L - 1), (N,), (N,)
+        pair, y, counts = text.pairs(self.latest, batch["next"])  # (N, 2L), (N,), (N,)
         places, chosen = text.choose(pair, self.mask)  # (N, M) each
-        h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L - 1, D)
+        h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L, D)
         words, target = self.head(h, places, self.encoder.embed.weight), pair.gather(1, places)  # (N, M, V), (N, M)
         masked = token_loss(words, target, chosen)
         order, right_order = self.order(*text.means(self.encoder, h, pair), y, counts)

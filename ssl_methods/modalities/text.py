@@ -7,6 +7,7 @@ in the same form, or zeros where none does.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..parts import gather, places_of
@@ -74,7 +75,7 @@ def corrupt(ids: Tensor, places: Tensor, chosen: Tensor, vocabulary: int) -> Ten
 def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each sentence (N, L) and, at even odds, what follows it or what follows another of the batch.
 
-    Returns the pairs (N, 2L - 1), [CLS] A [SEP] ... B [SEP] ..., where B always begins at place L; whether B is the
+    Returns the pairs (N, 2L), [CLS] A [SEP] ... B [SEP] ..., where B always begins at place L; whether B is the
     true one (N,); and which pairs count (N,): those where both sentences that B was drawn from exist.
     """
     n, every = len(ids), gather(follows)  # every: (all N, L)
@@ -82,14 +83,14 @@ def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     other = every[(places_of(ids) + step) % len(every)]  # never its own
     true = torch.rand(n, device=ids.device) < 0.5
     second = torch.where(true[:, None], follows, other)[:, 1:]  # without its [CLS]
-    return torch.cat([ids, second], dim=1), true, (follows[:, 0] > 0) & (other[:, 0] > 0)
+    pair = F.pad(torch.cat([ids, second], dim=1), (0, 1))  # by PAD: odd lengths take attention a tenth longer
+    return pair, true, (follows[:, 0] > 0) & (other[:, 0] > 0)
 
 
 def means(encoder: nn.Module, h: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each sentence's tokens in a pair of `pairs`: (N, 2L - 1, D), (N, 2L - 1) -> (N, D) twice.
+    """The mean of each sentence's tokens in a pair of `pairs`: (N, 2L, D), (N, 2L) -> (N, D) twice.
 
     It is 0 where a sentence is missing.
     """
-    parts = pair.shape[1] // 2 + 1, pair.shape[1] // 2  # L and L - 1
-    (h1, h2), (ids1, ids2) = h.split(parts, dim=1), pair.split(parts, dim=1)
+    (h1, h2), (ids1, ids2) = h.chunk(2, dim=1), pair.chunk(2, dim=1)
     return encoder.mean(h1, ids1), encoder.mean(h2, ids2)

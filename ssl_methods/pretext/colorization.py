@@ -31,7 +31,8 @@ def colour_bins(levels: int = 52) -> Tensor:
 
 def soft_encode(colour: Tensor, bins: Tensor, neighbours: int = 5, deviation: float = 5.0) -> Tensor:
     """Z: colours (M, 2) as weights of their nearest bins, (M, Q)."""
-    distance = (colour[:, None] - bins).square().sum(2)  # (M, Q)
+    (a, b), (bin_a, bin_b) = colour.mT, bins.mT
+    distance = (a[:, None] - bin_a).square() + (b[:, None] - bin_b).square()  # (M, Q)
     nearest = distance.topk(neighbours, largest=False)
     weights = (-nearest.values / (2 * deviation**2)).softmax(1)
     return torch.zeros_like(distance).scatter(1, nearest.indices, weights)
