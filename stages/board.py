@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import statistics
-from .results import COLLAPSED, CONTROLS, DIVERGED, MISSING, UNEVALUATED, Entry, Modality
+from .results import COLLAPSED, CONTROLS, DIVERGED, MISSING, UNEVALUATED, Entry, Modality, Run
 from .statistics import Agreement, Comparison, Correlation, Estimate, Gain, Place
 
 DEPTH, FINETUNED = "linear_depth", "finetune"
@@ -134,19 +134,26 @@ class Row:
 
     @property
     def status(self) -> str:
-        """One word when all seeds agree, as in "ok"; else a count of each, as in "2 ok, 1 diverged (step 120)"."""
+        """One word when all seeds agree, as in "ok"; else a count of each, as in "2 ok, 1 diverged (step 9: ...)"."""
         alike = len(self.statuses) == 1
         words = {status: status if alike else f"{count} {status}" for status, count in self.statuses.items()}
         details = {status: self.details(status) for status in words}
         return ", ".join(word + (f" ({details[status]})" if details[status] else "") for status, word in words.items())
 
     def details(self, status: str) -> str:
-        """At which steps runs diverged in pretraining, and by which symptoms they are called collapsed; or nothing."""
-        runs = [run for run in self.entry.runs if status == run.status]
-        if status == COLLAPSED:
-            return listed(dict.fromkeys(run.evaluate["symptom"] for run in runs if run.evaluate.get("symptom")))
-        steps = [f"{run.pretrain['step']:,}" for run in runs if status == DIVERGED and run.pretrain["step"] is not None]
-        return f"step {listed(steps)}" if steps else ""
+        """Where and why runs diverged, and by which symptoms they are called collapsed; or nothing."""
+        why = {DIVERGED: divergence, COLLAPSED: lambda run: run.evaluate.get("symptom")}
+        if status not in why:
+            return ""
+        reasons = [why[status](run) for run in self.entry.runs if run.status == status]
+        return listed(dict.fromkeys(filter(None, reasons)))
+
+
+def divergence(run: Run) -> str:
+    """Where and why a run diverged: in pretraining, or else in what the encoder made of the data."""
+    if run.pretrain["step"] is None:
+        return "features are not finite"
+    return f"step {run.pretrain['step']:,}: {run.pretrain['cause']}"
 
 
 @dataclass(frozen=True)

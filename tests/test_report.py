@@ -364,7 +364,7 @@ def test_a_method_that_reads_labels_does_not_lead(root):
 
 def test_failures_are_rows(files, table):
     for name, status in {
-        DIVERGED[0]: "2 ok, 1 diverged (step 61)",
+        DIVERGED[0]: "2 ok, 1 diverged (step 61: the loss is nan)",
         COLLAPSED[0]: "2 ok, 1 collapsed (effective rank 1.2 is below 1.5)",
         MISSING[0]: "2 ok, 1 missing",
     }.items():
@@ -372,7 +372,7 @@ def test_failures_are_rows(files, table):
         assert f">{status}</td>" in files["index.html"]
         assert re.search(rf"^\| \[{name}\].* \| {re.escape(status)} \|$", files["README.md"], re.MULTILINE)
     words = summary(table)
-    assert "Diverged: byol (1 of 3 seeds; step 61)." in words
+    assert "Diverged: byol (1 of 3 seeds; step 61: the loss is nan)." in words
     assert "Collapsed: simsiam (1 of 3 seeds; effective rank 1.2 is below 1.5)." in words
     assert "Missing: rotation (1 of 3 seeds)." in words
 
@@ -421,7 +421,7 @@ def test_the_depth_that_validation_chose_is_named(table, files):
 def test_a_run_can_diverge_in_evaluation(root):
     scores = root / "metrics/image/moco/0/scores.json"
     write_json(scores, {"status": "diverged", "linear": None, "knn": None})
-    assert table_of(root).row("moco").status == "1 diverged, 2 ok"
+    assert table_of(root).row("moco").status == "1 diverged (features are not finite), 2 ok"
 
 
 def test_seconds_are_those_of_pretraining(table):

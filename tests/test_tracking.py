@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,28 @@ def track(seed):
 
 fork = multiprocessing.get_context("fork")
 processes = [fork.Process(target=track, args=(seed,)) for seed in range(3)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+"""
+
+# Two processes record ten runs each, as two stages at a time do, one after another.
+BUSY = """
+import multiprocessing, time
+from stages.recorder import Recorder
+
+def track(process):
+    for number in range(10):
+        recorder, tags = Recorder(), {"key": f"k{process} {number}", "kind": "pretrain"}
+        recorder.hear("begin", experiment="image", tags=tags, params={"lr": "1"}, milliseconds=0)
+        for step in range(1, 6):
+            recorder.hear("log", step=step, metrics={"loss": 1 / step}, milliseconds=step)
+            recorder.hear("flush")
+            time.sleep(0.02)
+        recorder.hear("end", status="ok", state="FINISHED", milliseconds=9)
+
+processes = [multiprocessing.Process(target=track, args=(number,)) for number in range(2)]
 for process in processes:
     process.start()
 for process in processes:
@@ -410,3 +433,20 @@ def test_a_server_that_dies_costs_one_warning_and_has_the_runs_after_it_came_bac
     assert {key: run.info.status for key, run in found.items()} == {"whole": "FINISHED", "lost": "FINISHED"}
     assert curve(client, found["lost"]) == [(1, 0.5), (2, 0.25)]
     assert capsys.readouterr().err == ""
+
+
+def test_a_ui_that_reads_throughout_disturbs_no_run(serve, tmp_path, monkeypatch):
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    serve()
+    seen = [len(stored_runs(address)[1])]
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(run_python, BUSY, tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/served.db")
+        while not writing.done():
+            seen.append(len(stored_runs(address)[1]))
+    assert writing.result() == ""
+    assert seen == sorted(seen)
+    assert any(0 < count < 20 for count in seen)  # it read while they wrote
+    client, found = stored_runs(address)
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    points = [(step, pytest.approx(1 / step)) for step in range(1, 6)]
+    assert [curve(client, run) for run in found.values()] == [points] * 20
