@@ -51,7 +51,7 @@ class Cluster:
             raise InputError(f"submitit: {one_line(error)}") from None
 
     def work(self, waiting: list[Job]) -> dict[str, str]:
-        """Runs all jobs; returns what the stages that failed said, by name. Stopped, it cancels what it has queued."""
+        """Runs all jobs; returns what those that failed said, by their last stage. Stopped, it cancels the rest."""
         from submitit.helpers import as_completed
 
         submitted, failed = self.executor.map_array(Run(), waiting), {}

@@ -7,8 +7,7 @@ import pytest
 import test_faults
 from test_faults import Untracked
 
-STEPS = 45  # 15 epochs of 3 batches
-HALF = STEPS // 2 + 1  # the first step of the second half
+LATE = 24  # of 45 steps (15 epochs of 3 batches), the first whose `progress` is above a half
 FAULTY = '''
 """{name}: a method that breaks on purpose."""
 
@@ -40,8 +39,8 @@ class Faulty(Method):
         {after}
 '''
 SAYS = {  # entry: its status in the report
-    "nan_in_a_batch": f"diverged (step {HALF + 1}: the loss is nan)",
-    "infinite_loss": f"diverged (step {HALF + 1}: the loss is inf)",
+    "nan_in_a_batch": f"diverged (step {LATE}: the loss is nan)",
+    "infinite_loss": f"diverged (step {LATE}: the loss is inf)",
     "exploding_gradient": r"diverged \(step \d+: the loss is (nan|inf)\)",
     "dead_encoder": "diverged (step 20: the loss has not moved for 20 steps)",
     "broken_at_the_end": "diverged (features are not finite)",
