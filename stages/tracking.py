@@ -3,18 +3,19 @@
 `mlflow ui`, started plainly in the repository, shows one experiment per modality with its pretraining and evaluation
 runs side by side (group them by the tag `entry` for one row per method), and one more with the trials of its sweeps.
 
-A tracker that fails costs one warning and some seconds, never the run. The variable MLFLOW_TRACKING_URI names another
-store, or a server that many machines share; at `off` nothing is tracked. The talking is done by stages/recorder.py.
+A tracker that fails costs a warning, never the run. The variable MLFLOW_TRACKING_URI names another store, or a server
+that many machines share; at `off` nothing is tracked. The talking is done by stages/recorder.py.
 """
 
-import functools
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, ClassVar
 
 from . import recorder
 
@@ -38,9 +39,9 @@ def start(
     title = {"mlflow.runName": f"{kind} {name} {seed}"}
     identity = {"kind": kind, "modality": modality, "entry": name, "seed": str(seed), "key": key}
     experiment = f"{modality} sweep" if kind == "sweep" else modality
-    send = nowhere if os.environ.get("MLFLOW_TRACKING_URI") == OFF else channel().send
+    send = nowhere if os.environ.get("MLFLOW_TRACKING_URI") == OFF else Channel().send
     tags = {**title, **tags, **identity}
-    send("begin", experiment=experiment, tags=tags, params=flatten(params), milliseconds=now())
+    send("begin", store=recorder.store(), experiment=experiment, tags=tags, params=flatten(params), milliseconds=now())
     return Run(send)
 
 
@@ -94,45 +95,67 @@ def nowhere(call: str, **arguments: Any) -> None:
 
 
 class Channel:
-    """The way to a recorder: a process that ends when it has written what this one had to say.
+    """The way of one run to the recorder: a file of calls in `recorder.folder()`, locked while they come.
 
-    That may be seconds after this one has ended; nothing waits for it. It starts late, with the end of a run if that is
-    near: importing mlflow beside a computation slows both down, and beside the start of the next stage neither.
+    A recorder reads it that still serves the stage before. If none does, one is started with the end of the run, or
+    before it if that is far: importing mlflow beside a computation slows both down.
     """
 
+    _started: ClassVar[list[subprocess.Popen]] = []
+
     def __init__(self) -> None:
-        self._process: subprocess.Popen | None = None
-        self._waiting: list[str] = []
+        self._folder = recorder.folder()
+        self._file: IO[str] | None = None
         self._began = time.monotonic()
-        self._lost = False
+        self._served = self._lost = False
 
     def send(self, call: str, **arguments: Any) -> None:
         if self._lost:
             return
-        self._waiting.append(json.dumps([call, arguments]) + "\n")
-        if self._process or call == "end" or time.monotonic() - self._began > PATIENCE:
-            self._deliver()
-
-    def _deliver(self) -> None:
-        if self._process is None:
-            command = [sys.executable, "-P", recorder.__file__]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,  # what ends the stage, Ctrl-C or a kill of its group, leaves this be
-            )
-        lines, self._waiting = self._waiting, []
         try:
-            self._process.stdin.writelines(lines)
-            self._process.stdin.flush()
-        except BrokenPipeError:
+            if self._file is None:
+                self._show()
+                self._file = opened(self._folder)
+            self._file.write(json.dumps([call, arguments]) + "\n")
+            self._file.flush()
+            ended = call == "end"
+            if ended:
+                self._file.close()
+                self._show()
+            if ended or (not self._served and time.monotonic() - self._began > PATIENCE):
+                self._serve()
+        except OSError as error:  # a full disk, a folder that may not be written to
             self._lost = True
-            recorder.warn(f"its process has ended with exit code {self._process.wait()}")
+            print(recorder.warning("not tracked in MLflow from here on", error), file=sys.stderr)
+
+    def _serve(self) -> None:
+        """Starts a recorder if none serves. It outlives what ends this process, Ctrl-C or a kill of its group."""
+        self._served = True
+        with (self._folder / "lock").open("a") as lock:
+            if not recorder.taken(lock):
+                return
+        command = [sys.executable, "-P", recorder.__file__, str(self._folder)]
+        silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        Channel._started = [process for process in Channel._started if process.poll() is None]
+        Channel._started.append(subprocess.Popen(command, cwd=recorder.root(), start_new_session=True, **silent))
+
+    def _show(self) -> None:
+        """What a recorder that served earlier stages has had to say since."""
+        said = recorder.said(self._folder)
+        if said.exists():
+            print(said.read_text(encoding="utf-8"), end="", file=sys.stderr)
+            said.unlink(missing_ok=True)
 
 
-channel = functools.cache(Channel)
+def opened(folder: Path) -> IO[str]:
+    """A new file in `folder` to write to. By the time it has its name it is locked, so nobody takes it for complete."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the URI of a store may hold a password
+    path = folder / f"{time.time_ns()}-{os.getpid()}.calls"
+    partial = path.with_suffix(".partial")
+    file = partial.open("x", encoding="utf-8")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    partial.rename(path)
+    return file
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -22,6 +22,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 from test_faults import prepare
+from test_pipeline import Project
 
 WARM = 0.2  # the share of runs after which everything is loaded
 ALLOWED = {"seconds": 1.1, "megabytes": 1.05, "recorder": 1.05}  # how often as much at the end; of the rest, no more
@@ -39,7 +40,7 @@ class Sample:
     left: int  # files in .scratch, and half-written ones
 
 
-def run(seed: int) -> Sample:
+def run(project: Project, seed: int) -> Sample:
     from stages import evaluate, pretrain
 
     began = time.monotonic()
@@ -47,6 +48,7 @@ def run(seed: int) -> Sample:
         sys.argv = [main.__module__, "image", "byol", "--seed", str(seed)]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             main()
+    project.settle()
     took, own = time.monotonic() - began, psutil.Process()
     files = [path for path in Path().rglob("*") if path.is_file()]
     left = [path for path in files if ".scratch" in path.parts or path.suffix == ".partial"]
@@ -62,10 +64,9 @@ def main() -> int:
         project = prepare(Path(folder, "copy"))
         os.chdir(project.folder)
         sys.path.insert(0, str(project.folder))
-        os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
         samples = []
         for seed in range(runs):
-            samples.append(run(seed))
+            samples.append(run(project, seed))
             if (seed + 1) % max(1, runs // 10) == 0:
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in asdict(samples[-1]).items())
                 print(f"{seed + 1} runs: {shown}", flush=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,10 +61,25 @@ class Project:
 
     def checkpoint_every(self, seconds: float) -> None:
         """Has its pretrainings save a checkpoint after so long."""
-        loop = self.folder / "stages/pretrain.py"
-        text, usual = loop.read_text(encoding="utf-8"), "CHECKPOINT_SECONDS = 30.0"
+        self.replace("stages/pretrain.py", "CHECKPOINT_SECONDS = 30.0", f"CHECKPOINT_SECONDS = {seconds}")
+
+    def linger(self, seconds: float) -> None:
+        """Has its recorder wait for so long for another stage."""
+        self.replace("stages/recorder.py", "LINGER = 120.0", f"LINGER = {seconds}")
+
+    def replace(self, name: str, usual: str, other: str) -> None:
+        """Changes a line of its code."""
+        file = self.folder / name
+        text = file.read_text(encoding="utf-8")
         assert text.count(usual) == 1
-        loop.write_text(text.replace(usual, f"CHECKPOINT_SECONDS = {seconds}"), encoding="utf-8")
+        file.write_text(text.replace(usual, other), encoding="utf-8")
+
+    def settle(self) -> None:
+        """Waits for what outlives its stages: the writing of their runs into MLflow's store."""
+        until = time.monotonic() + 120
+        while left := list((self.folder / ".scratch/tracking").glob("*/*.calls")):
+            assert time.monotonic() < until, left
+            time.sleep(0.2)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -96,8 +112,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(folder)
     project.run("git", "init", "--quiet")
     project.change(tiny)
+    project.linger(5.0)
     said = project.run(sys.executable, "-m", "stages.parallel", "--workers", "2", "--threads", "1")
     assert f"{sum(2 * len(entries) for entries in ENTRIES.values())} runs to make, 2 at a time" in said
+    project.settle()
     return project
 
 
