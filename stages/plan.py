@@ -73,6 +73,8 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
     """The plan, with the fingerprint of the code that each row reaches; `root` is the repository."""
     pretrain = [f"stages.pretrain:{name}" for name in ("train", "write", "record")]
     evaluate = ["stages.evaluate:evaluate"]
+    sweep = [f"stages.sweep:{name}" for name in ("space_of", "DrawSampler", "score", "results_of", "adoption")]
+    sweep += ["stages.sweep_report:write"]
     for modality, block in plan["prepare"].items():
         tables = sorted((root / "stages/datasets").glob("*.csv"))
         prepare = ["stages.prepare:prepare", f"stages.datasets.{block['data']}:load"]
@@ -83,7 +85,7 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
             block["code"] = fingerprint([*evaluate, *embedding(modality), network(block)], root)
         for block in plan["sweep"][modality].values():
             entry = block["entry"]
-            roots = ["stages.sweep", method(entry), *embedding(modality), network(entry)]
+            roots = [*sweep, method(entry), *embedding(modality), network(entry)]
             block["code"] = fingerprint(roots, root)
     plan["report"] = {
         "code": fingerprint(["stages.report"], root, files=sorted((root / "reports/templates").iterdir()))
