@@ -1,4 +1,7 @@
-"""Writes runs into MLflow's store, for the stages that compute them.   (started by stages/tracking.py)
+"""Writes runs into MLflow's store, for the stages that compute them.   python -m stages.recorder
+
+The stages start it themselves (stages/tracking.py). By hand it writes what waits to be written, of all machines that
+worked here: what a stage left there whose recorder was killed together with it, as a cluster's scheduler does.
 
 A process of its own: importing mlflow takes longer than the work of many a stage, and a server out of reach should hold
 up no step of a training. One process serves all stages on this machine, and stays a while for those that come next.
@@ -100,7 +103,7 @@ class Recorder:
     def picture(self, name: str, file: str) -> None:
         """Keeps the file, given in base64, among the run's artifacts."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
+            path = Path(folder, Path(name).name)
             path.write_bytes(base64.b64decode(file))
             self._client.log_artifact(self._id, str(path))
 
@@ -148,8 +151,9 @@ def understood(line: bytes) -> tuple[str, dict[str, Any]]:
 class Service:
     """Writes what the stages leave in `folder`, and what they add while it lasts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, linger: float) -> None:
         self.folder = folder
+        self.linger = linger  # seconds to wait for the next stage
         self._accounts: dict[Path, Account] = {}
         self._kept: set[Path] = set()  # those that could not be written, for the next service to try again
         self._attached = True  # to the stderr of the stage that started this
@@ -172,10 +176,11 @@ class Service:
             if found := self.waiting():
                 for path in found:
                     self._write(path)
-                until = time.monotonic() + (0 if self._kept else LINGER)
+                until = time.monotonic() + (0 if self._kept else self.linger)
             elif time.monotonic() > until:
                 return
-            self._detach()
+            if self.linger:
+                self._detach()
             time.sleep(PAUSE)
 
     def _write(self, path: Path) -> None:
@@ -298,7 +303,9 @@ def alone(uri: str) -> Iterator[None]:
 
 
 def main() -> None:
-    Service(Path(sys.argv[1])).run()
+    given = [Path(name) for name in sys.argv[1:]]  # by a stage, its own
+    for folder in given or folder_of(root()).parent.glob("*"):
+        Service(folder, LINGER if given else 0.0).run()
     if replaced():
         os.execv(sys.executable, sys.orig_argv)
 

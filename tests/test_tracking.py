@@ -109,14 +109,12 @@ def listener(monkeypatch):
 
     Call it to have it work at another time.
     """
-    monkeypatch.setattr(recorder, "LINGER", 0.0)
     monkeypatch.setattr(recorder, "PAUSE", 0.0)
     monkeypatch.setattr(recorder, "STORES", {})
-    monkeypatch.setattr(recorder.Service, "_detach", lambda _: None)  # from pytest's stderr
     monkeypatch.setattr(tracking.Channel, "_serve", lambda _: listen())
 
     def listen():
-        recorder.Service(recorder.folder()).run()
+        recorder.Service(recorder.folder(), linger=0.0).run()
 
     return listen
 
@@ -438,6 +436,17 @@ def test_the_next_stage_tells_what_a_recorder_that_serves_has_to_say(runs, ended
     assert said.splitlines()[0].startswith("warning: MLflow's store is out of reach")
     for file in left(tmp_path):
         file.unlink()
+
+
+def test_by_hand_it_writes_what_waits_of_all_machines(runs, tmp_path):
+    run_python(TRACK + "tracking.Channel._started[0].kill()", tmp_path)
+    mine = recorder.folder_of(tmp_path)
+    mine.rename(mine.with_name("node17"))
+    assert left(tmp_path) == []
+    assert run_python("from stages.recorder import main; main()", tmp_path) == ""
+    [stored] = stored_of(tmp_path)[1]
+    assert stored.info.status == "FINISHED"
+    assert list(mine.parent.glob("*/*.calls")) == []
 
 
 def test_no_process_starts_before_the_end_of_a_short_run(tmp_path, monkeypatch):
