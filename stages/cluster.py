@@ -7,6 +7,8 @@ goes on from its checkpoint. What stands behind the options is for submitit's `A
 
 import argparse
 import os
+import subprocess
+import sys
 from typing import Any
 
 import yaml
@@ -68,6 +70,8 @@ class Cluster:
                 job.cancel(check=False)
             raise
         bar.close()
+        # Into MLflow go what jobs left whose recorder the cluster has ended with them.
+        subprocess.run([sys.executable, "-m", "stages.recorder"], check=False)
         return failed
 
 

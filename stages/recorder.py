@@ -28,9 +28,8 @@ from typing import IO, Any
 POINTS = 1000  # the most that MLflow takes in one request
 SECONDS = 10.0  # how far the shown curves may lag behind a run
 LINGER = 120.0  # seconds to wait for the next stage
-CALLS = ("begin", "log", "picture", "end")
 PAUSE = 0.5  # seconds between two looks at the files
-
+CALLS = ("begin", "log", "picture", "end")
 
 STORES: dict[Path, int] = {}  # the files that this process has open, and their inodes
 

@@ -7,6 +7,7 @@ A tracker that fails costs a warning, never the run. The variable MLFLOW_TRACKIN
 that many machines share; at `off` nothing is tracked. The talking is done by stages/recorder.py.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -142,9 +143,10 @@ class Channel:
     def _show(self) -> None:
         """What a recorder that served earlier stages has had to say since."""
         said = recorder.said(self._folder)
-        if said.exists():
-            print(said.read_text(encoding="utf-8"), end="", file=sys.stderr)
-            said.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # nothing, or another stage was quicker
+            text = said.read_text(encoding="utf-8")
+            said.unlink()
+            print(text, end="", file=sys.stderr)
 
 
 def opened(folder: Path) -> IO[str]:

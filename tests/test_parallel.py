@@ -133,8 +133,12 @@ def test_jobs_of_a_cluster_make_all_runs_and_tell_what_failed(local, notes):
     assert [stage for what, stage, _ in notes() if what == "end" and stage != "bad"] == ["pretrain", "evaluate"]
 
 
-def test_a_job_that_dies_costs_its_own_run_alone(local, notes):
+def test_a_job_that_dies_costs_its_own_run_alone_and_what_it_left_for_mlflow_is_written(local, notes):
+    left = Path(".scratch/tracking/node17/1-1.calls")  # here nothing of a run, so that MLflow is not asked
+    left.parent.mkdir(parents=True)
+    left.write_text("{\n")
     failed = local.work([["doomed", "never"], ["pretrain", "evaluate"]])
+    assert not left.exists()
     assert list(failed) == ["never"]
     assert {stage for _, stage, _ in notes()} == {"doomed", "pretrain", "evaluate"}
 
