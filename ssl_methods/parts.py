@@ -217,9 +217,9 @@ def token_loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
 
 
 def token_accuracy(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-    """The share of the places that count where the likeliest token is the right one. (N, L, V), (N, L), (N, L)."""
-    likeliest = logits.max(2).indices  # argmax takes four times as long on a CPU
-    return masked_mean((likeliest == target).float(), counts)
+    """The share of the places that count where no token is likelier than the right one. (N, L, V), (N, L), (N, L)."""
+    most = logits.amax(2)  # to ask which token it is takes five to ten times as long on a CPU
+    return masked_mean((logits.gather(2, target.long()[:, :, None])[:, :, 0] == most).float(), counts)
 
 
 @in_float32

@@ -54,7 +54,7 @@ class Columns:
 
     def _open(self, path: Path) -> Tensor | np.ndarray:
         try:
-            column = np.load(path, mmap_mode="r")
+            column = np.lib.format.open_memmap(path, mode="r")  # np.load leaves what begins like a zip open
             len(column)
             if column.nbytes <= LARGE:
                 return torch.from_numpy(np.array(column)).to(self.device)

@@ -139,6 +139,6 @@ def own_stream(seed: int) -> None:
         torch.manual_seed((seed + 1) * 1_000_003 + rank())
 
 
-def agree(answer: bool, device: torch.device) -> bool:
-    """The first process's answer."""
-    return bool(agreed(torch.tensor(answer, device=device))) if processes() > 1 else answer
+def agree(answers: list[bool], device: torch.device) -> list[bool]:
+    """The first process's answers."""
+    return agreed(torch.tensor(answers, device=device)).tolist() if processes() > 1 else answers

@@ -38,8 +38,9 @@ def jobs(settings: Settings, stale: set[str]) -> list[Job]:
                 pretrain, evaluate = (f"{kind}-{modality}@{entry}-{seed}" for kind in ("pretrain", "evaluate"))
                 if pretrain in stale or evaluate in stale:
                     job = [pretrain, evaluate] if pretrain in stale else [evaluate]
-                    last = read_json(Path("metrics", modality, entry, str(seed), "pretrain.json"))
-                    found.append((last.get("seconds", float("inf")), job))
+                    place = Path("metrics", modality, entry, str(seed))
+                    last = [read_json(place / f"{stage.partition('-')[0]}.json") for stage in job]
+                    found.append((sum(one.get("seconds", float("inf")) for one in last), job))
     return [job for _, job in sorted(found, key=lambda one: one[0], reverse=True)]
 
 

@@ -149,7 +149,10 @@ def fit(
 
         waiting.append(torch.stack([loss.detach(), *extras.values()]))
         point = (step + 1) % every == 0 or step + 1 == steps  # when several processes wait for each other anyway
-        asked = (point or processes() == 1) and distributed.agree(checkpoint.ASKED.is_set(), device)
+        asked = late = False
+        if point or processes() == 1:
+            known = [checkpoint.ASKED.is_set(), time.monotonic() - saved >= CHECKPOINT_SECONDS]
+            asked, late = distributed.agree(known, device)
         if not point and not asked:
             continue
         trained.seconds, trained.samples = time.monotonic() - began, (step + 1) * training.batch_size
@@ -164,8 +167,7 @@ def fit(
             if log:
                 log(**trained.curve[-1])
             bar.advance(len(values) * training.batch_size, loss=numbers["loss"])
-        due = keep and step + 1 < steps and (asked or time.monotonic() - saved >= CHECKPOINT_SECONDS)
-        if distributed.agree(bool(due), device):
+        if keep and step + 1 < steps and (asked or late):
             state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds}
             state |= {"recent": recent, "waiting": waiting}
             checkpoint.save(keep, device, method=method.state_dict(), optimizer=optimizer.state_dict(), **state)

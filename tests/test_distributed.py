@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 N = 13  # rows of each of two processes: no other size of the small methods is a multiple of it
 STEPS = 20
 STATELESS = ("rand", "randn", "randint", "rand_like", "randn_like")
-IN_PLACE = ("exponential_", "bernoulli_", "uniform_", "normal_")
+IN_PLACE = ("exponential_", "bernoulli_", "uniform_", "normal_", "random_")
 
 
 class OneStream(TorchDispatchMode):
@@ -40,12 +40,8 @@ class OneStream(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
-        if processes() == 1 or name not in (*STATELESS, *IN_PLACE, "native_dropout"):
+        if processes() == 1 or name not in (*STATELESS, *IN_PLACE):
             return function(*args, **kwargs)
-        if name == "native_dropout":
-            x, share, _ = args
-            kept = part(torch.rand(whole(x.shape))) >= share
-            return x * kept / (1 - share), kept
         if name in IN_PLACE:
             x, *rest = args
             return x.copy_(part(function(x.new_empty(whole(x.shape)), *rest, **kwargs)))

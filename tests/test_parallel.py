@@ -102,14 +102,15 @@ def test_jobs_are_what_is_stale_the_longest_first(tmp_path, monkeypatch):
     modality = settings.benchmark["image"].model_copy(update={"methods": ["pca", "mae", "simclr"]})
     settings = settings.model_copy(update={"benchmark": {"image": modality}, "seeds": [0]})
     monkeypatch.chdir(tmp_path)
-    for entry, seconds in {"pca": 1.0, "mae": 20.0}.items():
-        write_json(tmp_path / f"metrics/image/{entry}/0/pretrain.json", {"seconds": seconds})
+    for entry, seconds in {"pca": (1.0, 10.0), "mae": (20.0, 9.0)}.items():
+        for stage, took in zip(("pretrain", "evaluate"), seconds, strict=True):
+            write_json(tmp_path / f"metrics/image/{entry}/0/{stage}.json", {"seconds": took})
     names = {kind: {m: f"{kind}-image@{m}-0" for m in modality.methods} for kind in ("pretrain", "evaluate")}
     stale = {names["pretrain"]["pca"], names["evaluate"]["mae"], names["pretrain"]["simclr"], "report"}
     assert parallel.jobs(settings, stale) == [
         [names["pretrain"]["simclr"], names["evaluate"]["simclr"]],  # it never ran
-        [names["evaluate"]["mae"]],
         [names["pretrain"]["pca"], names["evaluate"]["pca"]],
+        [names["evaluate"]["mae"]],  # what is not stale takes no time
     ]
 
 

@@ -10,11 +10,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from test_methods import FACTS, small, trained_on
 from torch import nn
 
-from ssl_methods.encoders import BagOfWords, TextTransformer
+from ssl_methods.encoders import BagOfWords, Dropout, TextTransformer
 from ssl_methods.generative.gpt import GPT
 from ssl_methods.masked.electra import detection_loss, draw_words
 from ssl_methods.modalities import text
-from ssl_methods.parts import CrossEntropy, OrderHead, TokenHead, Unigram, info_nce, token_loss
+from ssl_methods.parts import CrossEntropy, OrderHead, TokenHead, Unigram, info_nce, token_accuracy, token_loss
 from stages.pretrain import build_method
 from stages.settings import InputError
 
@@ -77,6 +77,29 @@ def test_dropout_is_for_training_alone(encoder, sentences):
     assert encoder(ids).equal(encoder(ids))
     encoder.train()
     assert not encoder(ids).equal(encoder(ids))
+
+
+@pytest.mark.parametrize(("p", "dropped"), [(0.0, 0.0), (0.3, 77 / 256), (0.5, 0.5), (1.0, 255 / 256)])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dropped):
+    x = torch.ones(4000, 130, requires_grad=True)  # no multiple of the eight units that share a number
+    y = Dropout(p)(x)
+    kept = (y > 0).float()
+    error = (dropped * (1 - dropped) / y.numel()) ** 0.5
+    assert kept.mean().item() == pytest.approx(1 - dropped, abs=5 * error)
+    assert kept.mean(0).std().item() == pytest.approx((dropped * (1 - dropped) / 4000) ** 0.5, rel=0.5)  # no unit more
+    torch.testing.assert_close(y, kept / (1 - dropped))
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, kept / (1 - dropped))
+
+
+def test_dropout_drops_every_unit_for_itself():
+    torch.manual_seed(0)
+    kept = (Dropout(0.3)(torch.ones(40_000, 24)) > 0).float()
+    across = torch.corrcoef(kept.T) - torch.eye(24)
+    along = torch.corrcoef(torch.stack([kept[:-1].flatten(), kept[1:].flatten()]))[0, 1]
+    assert across.abs().max() < 5 / 40_000**0.5
+    assert along.abs() < 5 / kept.numel() ** 0.5
+    assert torch.equal(Dropout(0.3).eval()(kept), kept)
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error():
@@ -211,6 +234,16 @@ def test_token_loss_is_the_mean_over_what_counts():
     assert not logits.grad[~counts].any()
     assert token_loss(torch.zeros(3, 4, 7), target, counts).item() == pytest.approx(math.log(7))
     assert token_loss(logits, target, counts & False).item() == 0
+
+
+def test_token_accuracy_is_the_share_told_right_of_what_counts():
+    torch.manual_seed(0)
+    logits, target = torch.randn(5, 4, 7), torch.randint(7, (5, 4), dtype=torch.int32)
+    logits[0].scatter_(1, target[0, :, None].long(), 9.0)  # all right
+    counts = torch.tensor([[True, True, False, True]] * 3 + [[False] * 4] * 2)
+    right = [int(logits[n, k].argmax()) == int(target[n, k]) for n, k in counts.nonzero().tolist()]
+    assert token_accuracy(logits, target, counts).item() == pytest.approx(sum(right) / 9)
+    assert 0 < sum(right) < 9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -47,7 +47,12 @@ def rarity(p: Tensor, even: float) -> Tensor:
 @in_float32
 def rebalanced(logits: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """Eqs. (2) and (3), averaged over pixels. logits, z: (M, Q), w: (Q,)."""
-    return (w[z.argmax(1)] * F.cross_entropy(logits, z, reduction="none")).mean()
+    return (w[likeliest(z)] * F.cross_entropy(logits, z, reduction="none")).mean()
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """The bin of the highest score: (M, Q) -> (M,). An argmax, which takes four times as long on a CPU."""
+    return scores.max(1).indices
 
 
 class Colorization(Method):
@@ -71,7 +76,7 @@ class Colorization(Method):
 
         logits = self.predict(x[:, :1]).movedim(1, 3).flatten(0, 2)  # (M, Q)
         w = rarity((self.seen / self.seen.sum()).float(), self.even)
-        return rebalanced(logits, z, w), {"accuracy": (logits.argmax(1) == z.argmax(1)).float().mean()}
+        return rebalanced(logits, z, w), {"accuracy": (likeliest(logits) == likeliest(z)).float().mean()}
 
     def predict(self, lightness: Tensor) -> Tensor:
         """The logits of each place's colour, before its softmax to Z^: (N, 1, H, W) -> (N, Q, side, side)."""
