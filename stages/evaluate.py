@@ -79,12 +79,19 @@ class Choices:
 
 
 def evaluate(
-    models: Path, folder: Path, modality: str, encoder: Mapping[str, Any], protocol: Evaluation
+    models: Path,
+    folder: Path,
+    modality: str,
+    encoder: Mapping[str, Any],
+    protocol: Evaluation,
+    *,
+    mapped: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What scores.json and evaluate.json say of the weights in `models` on the data in `folder`.
 
-    `encoder` is the encoder's block of plan.json. The status is ok, diverged (in pretraining, or features that are not
-    finite), collapsed (see `symptom_of`) or unlabelled; what was not measured is null.
+    `encoder` is the encoder's block of plan.json, and `mapped` whether to make a map of the features, which takes as
+    long as all probes. The status is ok, diverged (in pretraining, or features that are not finite), collapsed (see
+    `symptom_of`) or unlabelled; what was not measured is null.
     Raises InputError for missing files, for weights that do not fit, and for a split without a labelled row.
     """
     devices.keep_freed_memory()
@@ -93,7 +100,7 @@ def evaluate(
     measured = {"status": "diverged"}
     if how_it_ended(models)["status"] != "diverged":
         network = load(models / "encoder.safetensors", encoder, facts_of(data))
-        measured = measure(Subject(network, modality, folder, protocol))
+        measured = measure(Subject(network, modality, folder, protocol), mapped)
     scores, details = (
         {key: measured.get(key, none) for key, none in kind.items()} for kind in (SCORES, DETAILS | LISTS)
     )
@@ -120,7 +127,7 @@ def validation_score(encoder: nn.Module, modality: str, folder: Path, protocol: 
     return max(chosen.curve.values())
 
 
-def measure(subject: Subject) -> dict[str, Any]:
+def measure(subject: Subject, mapped: bool) -> dict[str, Any]:
     """All that is measured, and a status. Accuracies are in percent."""
     train, validation = see(subject, "train"), see(subject, "validation")
     if not (train.finite() and validation.finite()):
@@ -142,7 +149,7 @@ def measure(subject: Subject) -> dict[str, Any]:
     found |= read_tuned(subject, chosen, test)
     found |= matched(subject, towers)
     found["clustering"] = clustering(test.deepest, test.labels, subject.classes)
-    return found | {"map": mapped(test) if found["status"] == "ok" else {}}
+    return found | {"map": map_of(test) if mapped and found["status"] == "ok" else {}}
 
 
 def health(subject: Subject, train: Split) -> dict[str, Any]:
@@ -344,7 +351,7 @@ def matched(subject: Subject, towers: Mapping[str, Mapping[str, Tensor]]) -> dic
     return found
 
 
-def mapped(test: Split) -> dict[str, list[float] | list[int]]:
+def map_of(test: Split) -> dict[str, list[float] | list[int]]:
     """Where some rows of test lie on a map of the features, and their labels."""
     places = evenly(range(len(test.rows)), MAPPED)
     x, y = scatter(test.deepest[places])
@@ -406,7 +413,14 @@ def main() -> None:
         "evaluate", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags=tags, key=key
     ) as run:
         working = time.monotonic()
-        scores, details = evaluate("models" / place, folder, given.modality, planned["encoder"], protocol)
+        scores, details = evaluate(
+            "models" / place,
+            folder,
+            given.modality,
+            planned["encoder"],
+            protocol,
+            mapped=given.seed == planned["mapped"],
+        )
         details |= {"seconds": round(time.monotonic() - working, 2), "provenance": provenance}
         details["clock"] = [round(began), round(time.time())]  # of the whole stage, in seconds since 1970
         write_json("metrics" / place / "scores.json", scores)

@@ -51,7 +51,11 @@ def pretrain_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
 
 
 def evaluate_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
-    return {"encoder": settings.entry(modality, name).encoder, "protocol": settings.evaluation.model_dump()}
+    return {
+        "encoder": settings.entry(modality, name).encoder,
+        "protocol": settings.evaluation.model_dump(),
+        "mapped": settings.seeds[0],  # the seed whose map the page shows
+    }
 
 
 def sweep_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def run(models, data, protocol=PROTOCOL):
-    return evaluate.evaluate(models, data, "image", ENCODER, protocol)
+def run(models, data, protocol=PROTOCOL, **given):
+    return evaluate.evaluate(models, data, "image", ENCODER, protocol, **given)
 
 
 def relabel(data, split, change):
@@ -340,6 +340,13 @@ def test_features_that_are_not_finite_count_as_diverged(models, data):
     assert scores == {"status": "diverged", **dict.fromkeys(SCORES - {"status"})}
     network = frozen.load(models / "encoder.safetensors", ENCODER, {})
     assert evaluate.validation_score(network, "image", data, PROTOCOL) is None
+
+
+def test_a_run_without_a_map_is_measured_alike(models, data):
+    (scores, details), (plain, less) = run(models, data), run(models, data, mapped=False)
+    assert (less["map"], plain) == ({}, scores)
+    assert {**less, "map": details["map"]} == details
+    assert plan.evaluate_of(settings.read(), "image", "simclr")["mapped"] == 0  # the first seed
 
 
 def test_constant_features_are_called_collapsed_and_still_measured(models, data):

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
 
 from stages.measures import varying
 from stages.measures.alignment import alignment, uniformity
-from stages.measures.clustering import agreement, clustering
+from stages.measures.clustering import agreement, clustering, kmeans, starts
 from stages.measures.confusion import confusion
 from stages.measures.dead import dead
 from stages.measures.lidar import lidar
@@ -142,6 +143,32 @@ def test_clusters_of_noise_agree_by_chance_and_those_of_constants_are_no_error()
     assert 25 <= found["accuracy"] < 33
     assert clustering(torch.ones(20, 3), torch.arange(20) % 4, 4)["nmi"] == pytest.approx(0)
     assert clustering(torch.ones(2, 3), torch.arange(2), 4) == {}  # fewer rows than clusters
+
+
+@pytest.mark.parametrize("apart", [0.0, 1.0])
+def test_groups_are_as_tight_as_those_of_scikit_learn(apart):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 10, generator=generator)[torch.arange(500) % 6] * apart
+    x = x + torch.randn(500, 10, generator=generator)
+    found = [kmeans(x, starts(x, 6, generator)) for _ in range(10)]
+    groups, error = min(found, key=lambda one: one[1])
+    means = torch.stack([x[groups == k].mean(0) for k in range(6)])
+    assert error == pytest.approx((x - means[groups]).square().sum(1).mean().item(), rel=1e-4)
+    assert torch.cdist(x, means).argmin(1).equal(groups)  # no row would rather be in another
+    theirs = KMeans(6, n_init=10, random_state=0).fit(x.numpy())
+    assert error == pytest.approx(theirs.inertia_ / 500, rel=0.01)
+
+
+def test_starts_are_rows_far_from_each_other():
+    x = torch.eye(4)[torch.arange(400) % 4] * 100
+    found = starts(x, 4, torch.Generator().manual_seed(0))
+    assert found.unique(dim=0).shape == (4, 4)
+    assert starts(torch.ones(9, 2), 3, torch.Generator().manual_seed(0)).equal(torch.ones(3, 2))
+
+
+def test_a_group_that_is_empty_keeps_its_centre():
+    groups, error = kmeans(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [50.0]]))
+    assert (groups.tolist(), error) == ([0, 0], 1.0)
 
 
 def test_clustering_is_the_same_every_time():
