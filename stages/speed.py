@@ -40,6 +40,11 @@ TURNS = 5  # of each contestant, after one that does not count
 NARROW = {"name": "narrow", "architecture": "ResNet", "width": 32, "blocks": [1, 1, 1], "stride": 1}
 BATCH = 256
 PEERS = ("simclr", "byol", "moco", "barlow_twins", "dino")
+# Encoders so wide that arithmetic is what a step is made of: what it then reaches of the limit.
+WIDE = {
+    "simclr": {"name": "width 512", "architecture": "ResNet", "width": 512, "blocks": [1, 1], "stride": 4},
+    "simmim": {"name": "width 1024", "architecture": "ViT", "patch": 4, "width": 1024, "depth": 3, "heads": 16},
+}
 
 Turn = Callable[[], int]  # works for a moment, and says on how many samples
 
@@ -232,27 +237,32 @@ def energy(trainer: Trainer, seconds: float) -> float | None:
 
 
 def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> dict[str, dict[str, Any]]:
-    """Every entry of the default table whose data is prepared: its speed, its arithmetic, and where its time goes."""
-    found = {}
+    """Every entry of the default table whose data is prepared, and some with a wide encoder."""
+    entries = {}
     for modality, bench in settings.benchmark.items():
-        if not Path("data", modality, "manifest.json").exists():
-            continue
-        for name in bench.methods:
-            entry = settings.entry(modality, name)
-            if not ssl_methods.load(entry.method).columns:
-                continue
-            trainer = Trainer(entry, Path("data", modality), devices.choose(entry.training.device))
-            speed = race({name: lambda trainer=trainer: trainer.turn(seconds / TURNS)})[name]
-            work = trainer.multiply_adds()
-            most = peak[f"tera_multiply_adds_{str(trainer.precision).removeprefix('torch.')}"]
-            found[f"{modality}/{name}"] = {
-                "samples_per_second": speed,
-                "multiply_adds": work,
-                "share_of_peak": 100 * work * speed["median"] / (most * 1e12),
-                "joules_per_sample": energy(trainer, seconds / TURNS),
-                "phases": profile(trainer, steps=6),
-            }
-    return found
+        if Path("data", modality, "manifest.json").exists():
+            entries |= {f"{modality}/{name}": settings.entry(modality, name) for name in bench.methods}
+    if Path("data/image/manifest.json").exists():
+        for name, encoder in WIDE.items():
+            entry = settings.entry("image", name).model_copy(update={"encoder": encoder})
+            entries[f"image/{name}, {encoder['name']}"] = entry
+    takes_steps = {key: entry for key, entry in entries.items() if ssl_methods.load(entry.method).columns}
+    return {key: reached(entry, peak, seconds) for key, entry in takes_steps.items()}
+
+
+def reached(entry: Entry, peak: Mapping[str, float], seconds: float) -> dict[str, Any]:
+    """An entry's speed, its arithmetic, and where its time goes."""
+    trainer = Trainer(entry, Path("data", entry.modality), devices.choose(entry.training.device))
+    speed = race({"": lambda: trainer.turn(seconds / TURNS)})[""]
+    work = trainer.multiply_adds()
+    most = peak[f"tera_multiply_adds_{str(trainer.precision).removeprefix('torch.')}"]
+    return {
+        "samples_per_second": speed,
+        "multiply_adds": work,
+        "share_of_peak": 100 * work * speed["median"] / (most * 1e12),
+        "joules_per_sample": energy(trainer, seconds / TURNS),
+        "phases": profile(trainer, steps=6),
+    }
 
 
 # ---- Peers
@@ -263,7 +273,8 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
 
     `stock` is lightly as its examples show it: PIL views in two workers, float32. `modules` are its modules and losses
     fed by our views, in our precision and memory layout. `kornia` is ours with kornia's views. `ours` over each is a
-    ratio of medians; `compiled` is ours with `compile: true`, compiled in the turn that does not count.
+    ratio of medians; `compiled` is ours with `compile: true`, compiled in the turn that does not count. `views` is the
+    share of a step of ours that views take, in percent.
     """
     from .peers import Kornia, Modules, Stock
 
@@ -284,7 +295,7 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
             f"compiled_{key}": speeds["compiled"]["median"] / speeds["ours"]["median"] * over
             for key, over in ratios.items()
         }
-        found[name] = speeds | ratios
+        found[name] = speeds | ratios | {"views": profile(ours, steps=6)["views"]}
     return found
 
 

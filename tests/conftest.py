@@ -1,5 +1,6 @@
 """What several tests need: small pictures, features, and the repository's own settings."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from torch import Tensor
 from stages import settings
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure() -> None:
+    """Of several processes that test at once (`pytest -n 2`), each has its part of the cores, as has what it starts."""
+    if count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -124,6 +124,21 @@ def test_training_multiplies_three_times_as_often_as_the_forward_pass_but_for_th
     assert whole.multiply_adds() == pytest.approx(3 * forward - stem, rel=1e-3)
 
 
+def test_every_entry_that_takes_steps_is_measured_and_some_with_a_wide_encoder(folder, params, monkeypatch):
+    encoder = {**SMALL["ResNet"], "architecture": "ResNet", "name": "wide"}
+    monkeypatch.setattr(speed, "WIDE", {"simclr": encoder})
+    monkeypatch.chdir(folder.parents[1])
+    few = params.benchmark["image"].model_copy(update={"methods": ["untrained", "simclr"]})
+    settings = params.model_copy(update={"benchmark": {**params.benchmark, "image": few}})  # no data but pictures
+    found = speed.methods(settings, {f"tera_multiply_adds_{kind}": 0.5 for kind in ("float32", "bfloat16")}, 0.01)
+    assert list(found) == ["image/simclr", "image/simclr, wide"]
+    for reached in found.values():
+        pace, work = reached["samples_per_second"]["median"], reached["multiply_adds"]
+        assert reached["share_of_peak"] == pytest.approx(100 * work * pace / 0.5e12)
+        assert sum(reached["phases"].values()) == pytest.approx(100)
+    assert found["image/simclr"]["multiply_adds"] != found["image/simclr, wide"]["multiply_adds"]
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # DINO's head in lightly
 @pytest.mark.parametrize("name", speed.PEERS)
 def test_a_peer_learns_from_the_same_pictures(name, folder):
@@ -232,7 +247,7 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
         "device": "cpu: made, 2 threads",
         "torch": "2.0",
         "limit": {"tera_multiply_adds_float32": 0.25, "copy_gigabytes": 12.6},
-        "peers": {"simclr": {"ours": pace(4000), **RATIOS}},
+        "peers": {"simclr": {"ours": pace(4000), **RATIOS, "views": 3.4}},
         "growth": {"width": [{"at": 16, "seconds": 1e-3}, {"at": 64, "seconds": 2e-3}]},
         "methods": {
             "image/simclr": {
@@ -249,7 +264,9 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
     assert "0.25 in float32 of 10^12" in read.heading
     rows = {table.title: table.rows for table in read.tables}
     assert rows == {
-        "Beside lightly and kornia": [["simclr", "4,000 (2,000 to 8,000)", "1.25", "1.50", "4.25", "1.75", "5.00"]],
+        "Beside lightly and kornia": [
+            ["simclr", "4,000 (2,000 to 8,000)", "1.25", "1.50", "4.25", "1.75", "5.00", "3"]
+        ],
         "As work grows": [["width", "16, 64", "1,000, 2,000", "+0.50"]],
         "Where a step's time goes": [
             ["image/simclr", "1,234 (617 to 2,468)", "9.5", "33.3", "0", "0", "60", "40", "0", "0"]
