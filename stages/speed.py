@@ -238,11 +238,13 @@ def energy(trainer: Trainer, seconds: float) -> float | None:
 
 def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> dict[str, dict[str, Any]]:
     """Every entry of the default table whose data is prepared, and some with a wide encoder."""
-    entries = {}
-    for modality, bench in settings.benchmark.items():
-        if Path("data", modality, "manifest.json").exists():
-            entries |= {f"{modality}/{name}": settings.entry(modality, name) for name in bench.methods}
-    if Path("data/image/manifest.json").exists():
+    here = [modality for modality in settings.benchmark if Path("data", modality, "manifest.json").exists()]
+    entries = {
+        f"{modality}/{name}": settings.entry(modality, name)
+        for modality in here
+        for name in settings.benchmark[modality].methods
+    }
+    if "image" in here:
         for name, encoder in WIDE.items():
             entry = settings.entry("image", name).model_copy(update={"encoder": encoder})
             entries[f"image/{name}, {encoder['name']}"] = entry
