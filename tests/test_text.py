@@ -14,7 +14,16 @@ from ssl_methods.encoders import BagOfWords, Dropout, TextTransformer
 from ssl_methods.generative.gpt import GPT
 from ssl_methods.masked.electra import detection_loss, draw_words
 from ssl_methods.modalities import text
-from ssl_methods.parts import CrossEntropy, OrderHead, TokenHead, Unigram, info_nce, token_accuracy, token_loss
+from ssl_methods.parts import (
+    CrossEntropy,
+    OrderHead,
+    TokenHead,
+    Unigram,
+    counted,
+    info_nce,
+    token_accuracy,
+    token_loss,
+)
 from stages.pretrain import build_method
 from stages.settings import InputError
 
@@ -281,12 +290,41 @@ def test_the_frequencies_are_those_of_what_was_read():
     assert unigram.loss(target, counts).item() == pytest.approx(-(math.log(4 / 13) + math.log(2 / 13)) / 2)
 
 
-def test_the_token_head_reads_the_places_it_is_given():
+def test_tokens_are_those_at_the_places():
+    h = torch.randn(2, 5, 6)
+    found = text.at(h, torch.tensor([[3, 0], [4, 4]]))
+    assert found.equal(torch.stack([h[0, [3, 0]], h[1, [4, 4]]]))
+
+
+def test_the_token_head_compares_with_the_embeddings():
     torch.manual_seed(0)
     head, h, embeddings = TokenHead(6, 9), torch.randn(2, 5, 6), torch.randn(9, 6)
-    logits = head(h, torch.tensor([[3, 0], [4, 4]]), embeddings)
-    torch.testing.assert_close(logits[0, 0], head.transform(h[0, 3]) @ embeddings.T)
-    torch.testing.assert_close(logits[1, 0], logits[1, 1])
+    head.bias.data.normal_()
+    torch.testing.assert_close(head(h, embeddings)[1, 4], head.transform(h[1, 4]) @ embeddings.T + head.bias)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_what_counts_is_kept_in_order_and_most_of_the_rest_is_not(share):
+    torch.manual_seed(0)
+    counts, values, targets = torch.rand(30, 20) < share, torch.randn(30, 20, 3), torch.randint(9, (30, 20))
+    kept, h, target = counted(counts, values, targets)
+    assert len(kept) == min(-(-int(counts.sum()) // 64) * 64, 600) == len(h) == len(target)
+    assert h[kept].equal(values[counts])
+    assert target[kept].equal(targets[counts])
+    everything = counted(*(x.to("meta") for x in (counts, values, targets)))
+    assert [tuple(x.shape) for x in everything] == [(600,), (600, 3), (600,)]
+
+
+def test_a_loss_is_the_same_without_most_of_what_does_not_count():
+    torch.manual_seed(0)
+    counts, logits, target = torch.rand(30, 20) < 0.3, torch.randn(30, 20, 9), torch.randint(9, (30, 20))
+    few, whole = (logits.clone().requires_grad_() for _ in range(2))
+    kept, rows, wanted = counted(counts, few, target)
+    found, expected = token_loss(rows, wanted, kept), token_loss(whole, target, counts)
+    torch.testing.assert_close(found, expected)
+    found.backward(), expected.backward()
+    torch.testing.assert_close(few.grad, whole.grad)
+    torch.testing.assert_close(token_accuracy(rows, wanted, kept), token_accuracy(logits, target, counts))
 
 
 def test_the_order_head_counts_what_it_is_told_to():

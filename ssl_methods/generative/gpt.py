@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import Method
 from ..modalities import text
-from ..parts import Unigram, token_accuracy, token_loss
+from ..parts import Unigram, counted, token_accuracy, token_loss
 
 
 class GPT(Method):
@@ -33,15 +33,20 @@ class GPT(Method):
 
     def forward(self, batch):
         self.latest = batch["token"]  # (N, L)
-        words, target = self.predict(self.latest[:, :-1]), self.latest[:, 1:]  # (N, L - 1, V), (N, L - 1)
-        counts = target > text.PAD
+        h, target = self.encoder.tokens(self.latest[:, :-1]), self.latest[:, 1:]  # (N, L - 1, D), (N, L - 1)
+        counts, h, target = counted(target > text.PAD, h, target)  # (T,), (T, D), (T,)
+        words = self.words(h)  # (T, V)
         loss = token_loss(words, target, counts)
         right = token_accuracy(words, target, counts)
         return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, counts)}
 
+    def words(self, h: Tensor) -> Tensor:
+        """Logits: (..., D) -> (..., V)."""
+        return h @ self.encoder.embed.weight.T
+
     def predict(self, ids: Tensor) -> Tensor:
         """What each token says of the next: (N, L) -> (N, L, V)."""
-        return self.encoder.tokens(ids) @ self.encoder.embed.weight.T
+        return self.words(self.encoder.tokens(ids))
 
     def after_step(self):
         self.unigram.add(self.latest)

@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import Fraction, Method
 from ..modalities import text
-from ..parts import OrderHead, TokenHead, Unigram, token_accuracy, token_loss
+from ..parts import OrderHead, TokenHead, Unigram, counted, token_accuracy, token_loss
 
 
 class BERT(Method):
@@ -35,11 +35,12 @@ class BERT(Method):
         pair, y, counts = text.pairs(self.latest, batch["next"])  # (N, 2L), (N,), (N,)
         places, chosen = text.choose(pair, self.mask)  # (N, M) each
         h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L, D)
-        words, target = self.head(h, places, self.encoder.embed.weight), pair.gather(1, places)  # (N, M, V), (N, M)
-        masked = token_loss(words, target, chosen)
+        hidden, asked, target = counted(chosen, text.at(h, places), pair.gather(1, places))  # (T,), (T, D), (T,)
+        words = self.head(asked, self.encoder.embed.weight)  # (T, V)
+        masked = token_loss(words, target, hidden)
         order, right_order = self.order(*text.means(self.encoder, h, pair), y, counts)
-        right = token_accuracy(words, target, chosen)
-        unigram = self.unigram.loss(target, chosen)
+        right = token_accuracy(words, target, hidden)
+        unigram = self.unigram.loss(target, hidden)
         extras = {"accuracy": right, "nats": masked.detach(), "unigram": unigram, "next": right_order}
         return masked + order, extras
 

@@ -66,7 +66,7 @@ class ELECTRA(Method):
         target = ids.gather(1, places)  # (N, M)
         masked = ids.scatter(1, places, torch.where(chosen, text.MASK, target))
         h = self.generator(self.enter(self.encoder.enter(masked)), self.encoder.seen(masked))  # (N, L, W)
-        words = self.head(self.leave(h), places, self.encoder.embed.weight)  # (N, M, V)
+        words = self.head(self.leave(text.at(h, places)), self.encoder.embed.weight)  # (N, M, V)
         drawn = torch.where(chosen, draw_words(words).to(ids.dtype), target)
         corrupted = ids.scatter(1, places, drawn)  # (N, L)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import Fraction, Method
 from ..modalities import text
-from ..parts import TokenHead, Unigram, token_accuracy, token_loss
+from ..parts import TokenHead, Unigram, counted, token_accuracy, token_loss
 
 
 class MLM(Method):
@@ -34,11 +34,11 @@ class MLM(Method):
         self.latest = batch["token"]  # (N, L)
         places, chosen = text.choose(self.latest, self.mask)  # (N, M) each
         h = self.encoder.tokens(text.corrupt(self.latest, places, chosen, self.vocabulary))  # (N, L, D)
-        # (N, M, V) and (N, M)
-        words, target = self.head(h, places, self.encoder.embed.weight), self.latest.gather(1, places)
-        loss = token_loss(words, target, chosen)
-        right = token_accuracy(words, target, chosen)
-        return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, chosen)}
+        counts, h, target = counted(chosen, text.at(h, places), self.latest.gather(1, places))  # (T,), (T, D), (T,)
+        words = self.head(h, self.encoder.embed.weight)  # (T, V)
+        loss = token_loss(words, target, counts)
+        right = token_accuracy(words, target, counts)
+        return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, counts)}
 
     def after_step(self):
         self.unigram.add(self.latest)

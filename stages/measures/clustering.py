@@ -34,10 +34,11 @@ def starts(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
     Arthur, Vassilvitskii. k-means++: The Advantages of Careful Seeding. SODA 2007, section 2.2.
     """
-    chosen, away = [], torch.ones(len(x))
-    for _ in range(count):
-        chosen.append(x[torch.multinomial(away + FAINT, 1, generator=generator)])  # (1, D)
-        away = (x - chosen[-1]).square().sum(1).minimum(away if len(chosen) > 1 else torch.tensor(torch.inf))
+    chosen = [x[torch.randint(len(x), (1,), generator=generator)]]  # (1, D)
+    away = torch.full((len(x),), torch.inf)
+    while len(chosen) < count:
+        away = away.minimum((x - chosen[-1]).square().sum(1))
+        chosen.append(x[torch.multinomial(away + FAINT, 1, generator=generator)])
     return torch.cat(chosen)
 
 
