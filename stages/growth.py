@@ -127,8 +127,8 @@ def probes(seconds: float) -> dict[str, list[dict[str, float]]]:
 
 
 def overhead(settings: Settings) -> dict[str, Any]:
-    """Seconds of a stage's start and end around no work, and of DVC where nothing is to be done; and what tracking and
-    checkpoints add to a pretraining, in percent.
+    """Seconds of a stage's start and end around no work, and of DVC where nothing is to be done; what tracking and
+    checkpoints add to a pretraining, in percent; and the memory of each stage.
     """
     stages = ("plan", "prepare", "pretrain", "evaluate", "sweep", "report")
     return {
@@ -137,7 +137,31 @@ def overhead(settings: Settings) -> dict[str, Any]:
         "dvc": [{"at": n, **idle(n)} for n in (30, 150, 400)],
         "tracking": 100 * (pretraining("simclr", tracked=True) / pretraining("simclr", tracked=False) - 1),
         "checkpoints": checkpoints(settings.entry("image", "simclr")),
+        "memory": memory(),
     }
+
+
+def memory() -> dict[str, float]:
+    """The most main memory that each stage holds, in MB: of pictures and SimCLR, and of the report on all runs."""
+    with project() as folder:
+        (folder / "data").unlink()  # it prepares its own
+        stages = ["prepare image", "pretrain image simclr", "evaluate image simclr", "sweep image simclr"]
+        found = {stage: held(folder, *stage.split()) for stage in stages}
+    with project() as folder:
+        (folder / "metrics").symlink_to(Path("metrics").resolve())
+        return found | {"report": held(folder, "report")}
+
+
+def held(where: Path, stage: str, *given: str) -> float:
+    """The most main memory that a stage holds there, in MB."""
+    code = (
+        f"import torch; from stages import devices, {stage}; {stage}.main(); "
+        "print(devices.peak_memory_mb(torch.device('cpu')))"
+    )
+    settings = {**os.environ, "PYTHONPATH": str(Path.cwd()), "MLFLOW_TRACKING_URI": "off"}
+    command = [sys.executable, "-c", code, *given]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=where, env=settings)
+    return float(done.stdout.splitlines()[-1])
 
 
 def pretraining(entry: str, tracked: bool) -> float:

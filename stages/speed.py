@@ -275,7 +275,8 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
 
     `stock` is lightly as its examples show it: PIL views in two workers, float32. `modules` are its modules and losses
     fed by our views, in our precision and memory layout. `kornia` is ours with kornia's views. `ours` over each is a
-    ratio of medians; `compiled` is ours with `compile: true`, compiled in the turn that does not count.
+    ratio of medians; `compiled` is ours with `compile: true`, compiled in the turn that does not count. `phases` are
+    the shares of ours, in percent.
     """
     from .peers import Kornia, Modules, Stock
 
@@ -296,7 +297,7 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
             f"compiled_{key}": speeds["compiled"]["median"] / speeds["ours"]["median"] * over
             for key, over in ratios.items()
         }
-        found[name] = speeds | ratios
+        found[name] = speeds | ratios | {"phases": profile(ours, steps=6)}
     return found
 
 

@@ -65,15 +65,19 @@ def heading(found: Mapping[str, Any]) -> str:
 
 
 def peers(found: Mapping[str, Any]) -> Table:
-    rows = [[name, spread(of["ours"]), *(f"{of[over]:.2f}" for over in RATIOS)] for name, of in found.items()]
+    rows = [
+        [name, spread(of["ours"]), *(f"{of[over]:.2f}" for over in RATIOS), f"{of['phases'].get('views', 0):.1f}"]
+        for name, of in found.items()
+    ]
     return Table(
         "Beside lightly and kornia",
         "The same encoder, batch and pictures, from uint8 pictures to the next weights, in turns: our samples a second "
         "(lowest and highest turn), over ours with kornia's views, over those of lightly's modules and losses with our "
         "views, precision and memory layout, and over those of lightly as its examples show it, with PIL views in two "
         "workers and float32. "
-        "Compiled is `compile: true`, without the time that it takes to compile.",
-        ["method", "samples/s", *RATIOS.values()],
+        "Compiled is `compile: true`, without the time that it takes to compile. "
+        "At the end, the share of our step that makes the views, in percent.",
+        ["method", "samples/s", *RATIOS.values(), "views, %"],
         rows,
     )
 
@@ -132,7 +136,8 @@ def overhead(found: Mapping[str, Any]) -> Table:
         rows += [[f"`dvc {verb}`, {of['at']} stages, none to run", f"{of[verb]:.1f} s"] for verb in ("repro", "status")]
     rows.append(["tracking by MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.1f} %"])
     rows.append(["saving its checkpoints, of a long one", f"{found['checkpoints']:.2f} %"])
-    return Table("Around the work", "The least of three.", ["what", "takes"], rows)
+    rows += [[f"main memory, at most, of {what}", f"{size:,.0f} MB"] for what, size in found["memory"].items()]
+    return Table("Around the work", "Times are the least of three.", ["what", "takes"], rows)
 
 
 def spread(speed: Mapping[str, float]) -> str:

@@ -221,8 +221,15 @@ def test_the_report_is_timed_on_as_many_runs_as_there_are_seeds(params):
 
 def test_what_stands_around_the_work_is_told():
     found = {"import": {"plan": 0.55}, "nothing": 6.04, "dvc": [{"at": 30, "repro": 1.21, "status": 1.0}]}
-    table = speed_report.overhead(found | {"tracking": 2.3, "checkpoints": 0.123})
-    assert [row[1] for row in table.rows] == ["0.6 s", "6.0 s", "1.2 s", "1.0 s", "2.3 %", "0.12 %"]
+    table = speed_report.overhead(found | {"tracking": 2.3, "checkpoints": 0.123, "memory": {"report": 1234.5}})
+    assert [row[1] for row in table.rows] == ["0.6 s", "6.0 s", "1.2 s", "1.0 s", "2.3 %", "0.12 %", "1,234 MB"]
+
+
+def test_the_memory_of_a_stage_is_told_in_megabytes():
+    with growth.project() as folder:
+        (folder / "metrics").symlink_to(Path("metrics").resolve())
+        assert 100 < growth.held(folder, "report") < 3000
+        assert (folder / "reports/index.html").exists()
 
 
 def test_the_exponent_is_the_slope_on_logarithmic_axes():
@@ -247,7 +254,7 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
         "device": "cpu: made, 2 threads",
         "torch": "2.0",
         "limit": {"tera_multiply_adds_float32": 0.25, "copy_gigabytes": 12.6},
-        "peers": {"simclr": {"ours": pace(4000), **RATIOS}},
+        "peers": {"simclr": {"ours": pace(4000), **RATIOS, "phases": {"views": 3.14}}},
         "growth": {"width": [{"at": 16, "seconds": 1e-3}, {"at": 64, "seconds": 2e-3}]},
         "methods": {
             "image/simclr": {
@@ -264,7 +271,9 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
     assert "0.25 in float32 of 10^12" in read.heading
     rows = {table.title: table.rows for table in read.tables}
     assert rows == {
-        "Beside lightly and kornia": [["simclr", "4,000 (2,000 to 8,000)", "1.25", "1.50", "4.25", "1.75", "5.00"]],
+        "Beside lightly and kornia": [
+            ["simclr", "4,000 (2,000 to 8,000)", "1.25", "1.50", "4.25", "1.75", "5.00", "3.1"]
+        ],
         "As work grows": [["width", "16, 64", "1,000, 2,000", "+0.50"]],
         "Where a step's time goes": [
             ["image/simclr", "1,234 (617 to 2,468)", "9.5", "33.3", "0", "0", "60", "40", "0", "0"]
