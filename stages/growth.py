@@ -19,7 +19,7 @@ import yaml
 from . import checkpoint, devices
 from .files import write_json
 from .measures import knn, linear
-from .pretrain import CHECKPOINT_SECONDS
+from .pretrain import CHECKPOINT_SECONDS, POINTS
 from .settings import Entry, Settings
 from .speed import TURNS, Trainer, prepared, quickest, race
 
@@ -127,15 +127,15 @@ def probes(seconds: float) -> dict[str, list[dict[str, float]]]:
 
 
 def overhead(settings: Settings) -> dict[str, Any]:
-    """Seconds of a stage's start and end around no work, and of DVC where nothing is to be done; what tracking and
-    checkpoints add to a pretraining, in percent; and the memory of each stage.
+    """Seconds of a stage's start and end around no work, and of DVC where nothing is to be done; what waiting
+    for MLflow and saving checkpoints add to a pretraining, in percent; and the memory of each stage.
     """
     stages = ("plan", "prepare", "pretrain", "evaluate", "sweep", "report")
     return {
         "import": {stage: taken([sys.executable, "-c", f"import stages.{stage}"]) for stage in stages},
         "nothing": pretraining("untrained", tracked=True),
         "dvc": [{"at": n, **idle(n)} for n in (30, 150, 400)],
-        "tracking": 100 * (pretraining("simclr", tracked=True) / pretraining("simclr", tracked=False) - 1),
+        "tracking": 100 * tracking() / pretraining("simclr", tracked=False),
         "checkpoints": checkpoints(settings.entry("image", "simclr")),
         "memory": memory(),
     }
@@ -154,12 +154,23 @@ def memory() -> dict[str, float]:
 
 def held(where: Path, stage: str, *given: str) -> float:
     """The most main memory that a stage holds there, in MB."""
-    code = (
-        f"import torch; from stages import devices, {stage}; {stage}.main(); "
-        "print(devices.peak_memory_mb(torch.device('cpu')))"
-    )
-    settings = {**os.environ, "PYTHONPATH": str(Path.cwd()), "MLFLOW_TRACKING_URI": "off"}
-    command = [sys.executable, "-c", code, *given]
+    code = f"""
+        import torch
+        from stages import devices, {stage}
+
+        {stage}.main()
+        print(devices.peak_memory_mb(torch.device("cpu")))
+        """
+    return told(where, code, *given, MLFLOW_TRACKING_URI="off")
+
+
+def told(where: Path, code: str, *given: str, **variables: str) -> float:
+    """The number that a program prints last.
+
+    A shell stands between, for what a process has held at most begins with what its parent held.
+    """
+    settings = {**os.environ, "PYTHONPATH": str(Path.cwd()), **variables}
+    command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", textwrap.dedent(code), *given]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=where, env=settings)
     return float(done.stdout.splitlines()[-1])
 
@@ -169,6 +180,30 @@ def pretraining(entry: str, tracked: bool) -> float:
     with project() as folder:
         store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db" if tracked else "off"}
         return taken([sys.executable, "-m", "stages.pretrain", "image", entry], folder, **store)
+
+
+def tracking() -> float:
+    """Seconds that a run waits for its tracker: at its beginning, at each point of its curves, and at its end."""
+    with project() as folder:
+        numbers = "loss=1.0, information=1.0, lr=1.0"
+        return min(
+            told(
+                folder,
+                f"""
+                import time
+                from stages import tracking
+
+                began, given = time.perf_counter(), {{"params": {{}}, "tags": {{}}, "key": "{go}"}}
+                with tracking.start("pretrain", modality="image", name="simclr", seed=0, **given) as run:
+                    for step in range({POINTS}):
+                        run.log(step, {numbers})
+                    run.finish()
+                print(time.perf_counter() - began)
+                """,
+                MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
+            )
+            for go in range(3)
+        )
 
 
 def checkpoints(entry: Entry) -> float:

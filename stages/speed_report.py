@@ -134,7 +134,7 @@ def overhead(found: Mapping[str, Any]) -> Table:
     rows.append(["the stage that pretrains `untrained`, which takes no steps", f"{found['nothing']:.1f} s"])
     for of in found["dvc"]:
         rows += [[f"`dvc {verb}`, {of['at']} stages, none to run", f"{of[verb]:.1f} s"] for verb in ("repro", "status")]
-    rows.append(["tracking by MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.1f} %"])
+    rows.append(["waiting for MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.2f} %"])
     rows.append(["saving its checkpoints, of a long one", f"{found['checkpoints']:.2f} %"])
     rows += [[f"main memory, at most, of {what}", f"{size:,.0f} MB"] for what, size in found["memory"].items()]
     return Table("Around the work", "Times are the least of three.", ["what", "takes"], rows)

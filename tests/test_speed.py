@@ -184,6 +184,9 @@ def test_it_writes_what_it_measured_and_keeps_the_rest(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "speed.json").read_text())
     assert (found["growth"], found["overhead"]) == ({"width": []}, {"import": {"plan": 0.5}})
     assert all(value > 0 for value in found["limit"].values())
+    monkeypatch.setattr(sys, "argv", ["speed", "overhead"])
+    speed.main()
+    assert json.loads((tmp_path / "speed.json").read_text()) == found  # the limit too, of which methods have a share
 
 
 def test_an_unknown_part_is_named(monkeypatch):
@@ -222,14 +225,22 @@ def test_the_report_is_timed_on_as_many_runs_as_there_are_seeds(params):
 def test_what_stands_around_the_work_is_told():
     found = {"import": {"plan": 0.55}, "nothing": 6.04, "dvc": [{"at": 30, "repro": 1.21, "status": 1.0}]}
     table = speed_report.overhead(found | {"tracking": 2.3, "checkpoints": 0.123, "memory": {"report": 1234.5}})
-    assert [row[1] for row in table.rows] == ["0.6 s", "6.0 s", "1.2 s", "1.0 s", "2.3 %", "0.12 %", "1,234 MB"]
+    assert [row[1] for row in table.rows] == ["0.6 s", "6.0 s", "1.2 s", "1.0 s", "2.30 %", "0.12 %", "1,234 MB"]
 
 
 def test_the_memory_of_a_stage_is_told_in_megabytes():
     with growth.project() as folder:
         (folder / "metrics").symlink_to(Path("metrics").resolve())
-        assert 100 < growth.held(folder, "report") < 3000
+        used = growth.held(folder, "report")
+        assert 100 < used < 3000
         assert (folder / "reports/index.html").exists()
+        filled = torch.ones(2**28)  # 1 GiB
+        assert growth.held(folder, "report") == pytest.approx(used, rel=0.2)  # whatever this process holds
+        assert len(filled) == 2**28
+
+
+def test_how_long_a_run_waits_for_its_tracker_is_measured():
+    assert growth.tracking() > 0
 
 
 def test_the_exponent_is_the_slope_on_logarithmic_axes():
