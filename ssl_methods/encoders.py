@@ -196,6 +196,11 @@ def unpatchify(patches: Tensor, patch: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), 3, side * patch, side * patch)
 
 
+def at(h: Tensor, places: Tensor) -> Tensor:
+    """The tokens (N, L, D) at the places (N, M): (N, M, D)."""
+    return h.gather(1, places[:, :, None].expand(-1, -1, h.shape[2]))
+
+
 class ViT(nn.Module):
     """A vision transformer without a class token: features are the mean of its tokens.
 
@@ -228,7 +233,7 @@ class ViT(nn.Module):
         """The tokens of pictures (N, 3, H, W): all L, or those at the places `keep` (N, M), as (N, M, D)."""
         h = self.enter(x)  # (N, L, D)
         if keep is not None:
-            h = h.gather(1, keep[:, :, None].expand(-1, -1, self.dim))  # (N, M, D)
+            h = at(h, keep)  # (N, M, D)
         return self.transformer(h)
 
     def depths(self, x: Tensor) -> dict[str, Tensor]:

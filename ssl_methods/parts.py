@@ -190,14 +190,14 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(context, logits, target):
         few = max(1, CrossEntropy.BLOCK // logits.shape[1])
-        found, slope = target.new_empty(target.shape, dtype=torch.float32), torch.empty_like(logits)
-        blocks = (x.split(few) for x in (logits, target[:, None], found[:, None], slope))
-        for rows, at, out, down in zip(*blocks, strict=True):
+        found, slope = [], torch.empty_like(logits)
+        for rows, at, down in zip(*(x.split(few) for x in (logits, target[:, None], slope)), strict=True):
             p = rows.float().log_softmax(1)
-            out.copy_(p.gather(1, at).neg_())
-            down.copy_(p.exp_().scatter_(1, at, torch.expm1(-out)))  # p, but p - 1 at the target
+            told = p.gather(1, at)
+            down.copy_(p.exp_().scatter_(1, at, told.expm1()))  # p, but p - 1 at the target
+            found.append(told[:, 0].neg_())
         context.save_for_backward(slope)
-        return found
+        return torch.cat(found)
 
     @staticmethod
     def backward(context, above):

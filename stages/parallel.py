@@ -14,11 +14,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
 
 from .command import command
+from .files import replacing
 from .progress import Progress
 from .results import read_json
 from .settings import InputError, Settings, read
@@ -111,6 +115,21 @@ def end(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGTERM)
 
 
+def forget(status: Mapping[str, list[Any]], lock: Path = Path("dvc.lock")) -> None:
+    """Drops from dvc.lock what it says of stages that depend on something else by now; `status` is DVC's, as JSON.
+
+    DVC writes all of dvc.lock anew after every stage. Where all runs are to be made, half of it is such.
+    """
+    yaml = YAML()
+    known = yaml.load(lock) if lock.exists() else {"stages": {}}
+    gone = [name for name in known["stages"] if any("changed deps" in change for change in status.get(name, []))]
+    for name in gone:
+        del known["stages"][name]
+    if gone:
+        with replacing(lock) as partial:
+            yaml.dump(known, partial)
+
+
 def reproduce(work: Callable[[list[Job]], dict[str, str]], how: str) -> None:
     """`dvc repro`, but `work` makes all that is to be pretrained and evaluated; it returns what failed, as Workers do.
 
@@ -119,7 +138,9 @@ def reproduce(work: Callable[[list[Job]], dict[str, str]], how: str) -> None:
     settings = read()
     subprocess.run([*DVC, "repro", "plan", *(f"prepare@{modality}" for modality in settings.benchmark)], check=True)
     status = subprocess.run([*DVC, "status", "--json"], check=True, stdout=subprocess.PIPE, text=True)
-    waiting = jobs(settings, set(json.loads(status.stdout)))
+    stale = json.loads(status.stdout)
+    forget(stale)
+    waiting = jobs(settings, set(stale))
     print(f"{len(waiting)} runs to make, {how}", flush=True)
     failed = work(waiting) if waiting else {}
     for stage, said in failed.items():

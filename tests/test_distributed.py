@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import test_methods
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssl_methods
-from ssl_methods import parts
 from ssl_methods.parts import processes
 from stages import distributed, pretrain, settings
 from stages.columns import Columns
@@ -71,24 +69,16 @@ def part(drawn: Tensor) -> Tensor:
     return drawn.unflatten(at, (-1, processes(), N)).select(at + 1, distributed.rank()).flatten(at, at + 1).contiguous()
 
 
-class TorchsCrossEntropy:
-    """What `parts.CrossEntropy` says, in the precision of its logits; ours is written for float32."""
-
-    @staticmethod
-    def apply(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, reduction="none")
-
-
 @contextmanager
 def doubles() -> Iterator[None]:
     """Within it, float64 stands for float32: rounding, which training enlarges, then hides nothing."""
-    single, ours = Tensor.float, parts.CrossEntropy
-    Tensor.float, parts.CrossEntropy = Tensor.double, TorchsCrossEntropy
+    single = Tensor.float
+    Tensor.float = Tensor.double
     torch.set_default_dtype(torch.float64)
     try:
         yield
     finally:
-        Tensor.float, parts.CrossEntropy = single, ours
+        Tensor.float = single
         torch.set_default_dtype(torch.float32)
 
 

@@ -114,6 +114,18 @@ def test_jobs_are_what_is_stale_the_longest_first(tmp_path, monkeypatch):
     ]
 
 
+def test_stages_that_depend_on_something_else_by_now_are_forgotten_and_no_others(tmp_path):
+    lock = tmp_path / "dvc.lock"
+    kept = "schema: '2.0'\nstages:\n  a:\n    cmd: a\n    params:\n      keys.json:\n        a: '123456789e12'\n"
+    lock.write_text(kept + "  b:\n    cmd: b\n  c:\n    cmd: c\n")
+    parallel.forget(
+        {"b": [{"changed deps": {"data": "modified"}}, "changed command"], "c": [{"changed outs": {}}]}, lock
+    )
+    assert lock.read_text() == kept + "  c:\n    cmd: c\n"
+    parallel.forget({"d": [{"changed deps": {}}]}, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 # A cluster: submitit's own executor for this machine
 
 

@@ -329,6 +329,14 @@ def test_the_device_says_what_it_is():
     assert devices.choose_precision("bfloat16", torch.device("cpu")) is torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("avx512f avx512_bf16 amx_bf16", torch.bfloat16), ("avx512f avx512_bf16", torch.float32)]
+)
+def test_a_cpu_trains_in_bfloat16_where_it_is_the_faster(monkeypatch, flags, precision):
+    monkeypatch.setattr(devices, "cpu_facts", lambda: {"flags": flags})
+    assert devices.choose_precision("auto", torch.device("cpu")) is precision
+
+
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"not": object()})

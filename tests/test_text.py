@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from test_methods import FACTS, small, trained_on
 from torch import nn
 
-from ssl_methods.encoders import BagOfWords, Dropout, TextTransformer
+from ssl_methods.encoders import BagOfWords, Dropout, TextTransformer, at
 from ssl_methods.generative.gpt import GPT
 from ssl_methods.masked.electra import detection_loss, draw_words
 from ssl_methods.modalities import text
@@ -292,7 +292,7 @@ def test_the_frequencies_are_those_of_what_was_read():
 
 def test_tokens_are_those_at_the_places():
     h = torch.randn(2, 5, 6)
-    found = text.at(h, torch.tensor([[3, 0], [4, 4]]))
+    found = at(h, torch.tensor([[3, 0], [4, 4]]))
     assert found.equal(torch.stack([h[0, [3, 0]], h[1, [4, 4]]]))
 
 
@@ -356,8 +356,23 @@ def test_the_means_of_a_pair_are_those_of_its_sentences(sentences):
 def test_drawn_words_have_the_models_distribution():
     torch.manual_seed(0)
     p = torch.tensor([0.5, 0.3, 0.2])
-    drawn = draw_words(p.log().expand(100, 200, 3))
-    torch.testing.assert_close(torch.bincount(drawn.flatten()) / 20000, p, rtol=0, atol=0.02)
+    drawn = draw_words(p.log().expand(20000, 3), torch.rand(20000))
+    torch.testing.assert_close(torch.bincount(drawn) / 20000, p, rtol=0, atol=0.02)
+
+
+def test_electra_replaces_some_of_the_words_it_hides_and_nothing_else(params, sentences, monkeypatch):
+    method, ids = build_method(small(params.entry("text", "electra")), FACTS, seed=0), sentences["token"][:20]
+    read, places, chosen = [], *text.choose(ids, method.mask)
+    monkeypatch.setattr(
+        method.encoder, "tokens", lambda ids: read.append(ids) or TextTransformer.tokens(method.encoder, ids)
+    )
+    monkeypatch.setattr(text, "choose", lambda *_: (places, chosen))
+    method({"token": ids})
+    hidden = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, chosen)
+    (corrupted,) = read
+    assert corrupted.dtype is ids.dtype
+    assert corrupted[~hidden].equal(ids[~hidden])
+    assert 0 < (corrupted != ids).sum() <= hidden.sum()
 
 
 def test_detection_loss_is_its_equation():

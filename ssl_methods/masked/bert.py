@@ -14,6 +14,7 @@ means of the two sentences' tokens, as in nsp.py.
 from torch import nn
 
 from .. import Fraction, Method
+from ..encoders import at
 from ..modalities import text
 from ..parts import OrderHead, TokenHead, Unigram, counted, token_accuracy, token_loss
 
@@ -35,7 +36,7 @@ class BERT(Method):
         pair, y, counts = text.pairs(self.latest, batch["next"])  # (N, 2L), (N,), (N,)
         places, chosen = text.choose(pair, self.mask)  # (N, M) each
         h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L, D)
-        hidden, asked, target = counted(chosen, text.at(h, places), pair.gather(1, places))  # (T,), (T, D), (T,)
+        hidden, asked, target = counted(chosen, at(h, places), pair.gather(1, places))  # (T,), (T, D), (T,)
         words = self.head(asked, self.encoder.embed.weight)  # (T, V)
         masked = token_loss(words, target, hidden)
         order, right_order = self.order(*text.means(self.encoder, h, pair), y, counts)

@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
-from ..encoders import Transformer
+from ..encoders import Transformer, at
 from ..modalities import text
-from ..parts import TokenHead, Unigram, in_float32, masked_mean, token_loss
+from ..parts import TokenHead, Unigram, counted, in_float32, masked_mean, token_loss
 
 
 @in_float32
-def draw_words(logits: Tensor) -> Tensor:
-    """A word from each distribution, the first whose cumulative share passes a random one: (N, M, V) -> (N, M)."""
+def draw_words(logits: Tensor, chance: Tensor) -> Tensor:
+    """From each distribution (T, V) the first word whose cumulative share passes a random one, `chance` (T,): (T,)."""
     shares = logits.detach().softmax(-1).cumsum(-1)
-    at = torch.rand(*shares.shape[:-1], 1, device=shares.device) * shares[..., -1:]  # (N, M, 1)
-    return torch.searchsorted(shares, at, right=True)[..., 0].clamp(max=shares.shape[-1] - 1)
+    passed = chance[:, None] * shares[:, -1:]  # (T, 1)
+    return torch.searchsorted(shares, passed, right=True)[:, 0].clamp(max=shares.shape[1] - 1)
 
 
 @in_float32
@@ -63,19 +63,21 @@ class ELECTRA(Method):
     def forward(self, batch):
         ids = self.latest = batch["token"]  # (N, L)
         places, chosen = text.choose(ids, self.mask)  # (N, M) each
-        target = ids.gather(1, places)  # (N, M)
+        target, chance = ids.gather(1, places), torch.rand(places.shape, device=ids.device)  # (N, M) each
         masked = ids.scatter(1, places, torch.where(chosen, text.MASK, target))
         h = self.generator(self.enter(self.encoder.enter(masked)), self.encoder.seen(masked))  # (N, L, W)
-        words = self.head(self.leave(text.at(h, places)), self.encoder.embed.weight)  # (N, M, V)
-        drawn = torch.where(chosen, draw_words(words).to(ids.dtype), target)
-        corrupted = ids.scatter(1, places, drawn)  # (N, L)
+        flat = places + ids.shape[1] * torch.arange(len(ids), device=ids.device)[:, None]  # (N, M), of N * L
+        hidden, asked, target, chance, flat = counted(chosen, at(h, places), target, chance, flat)  # (T,), (T, W), ...
+        words = self.head(self.leave(asked), self.encoder.embed.weight)  # (T, V)
+        drawn = torch.where(hidden, draw_words(words, chance).to(ids.dtype), target)
+        corrupted = ids.flatten().scatter(0, flat, drawn).view_as(ids)  # (N, L)
 
         doubt = self.detector(self.encoder.tokens(corrupted))[..., 0]  # (N, L)
         replaced, real = corrupted != ids, ids > text.MASK
-        generator, detector = token_loss(words, target, chosen), detection_loss(doubt, replaced, real)
+        generator, detector = token_loss(words, target, hidden), detection_loss(doubt, replaced, real)
         extras = {
             "nats": generator.detach(),
-            "unigram": self.unigram.loss(target, chosen),
+            "unigram": self.unigram.loss(target, hidden),
             "detector": detector.detach(),
             "found": masked_mean((doubt > 0).float(), replaced & real),
         }

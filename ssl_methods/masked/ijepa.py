@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
-from ..encoders import Transformer, sine_positions
+from ..encoders import Transformer, at, sine_positions
 from ..modalities import image
 from ..parts import follow, in_float32, spread, teacher_of
 
@@ -95,8 +95,7 @@ class IJEPA(Method):
 
         with torch.no_grad():
             whole = self.teacher.tokens(x)  # (N, L, D)
-        where = places.flatten(1)[:, :, None].expand(-1, -1, whole.shape[2])
-        target = whole.gather(1, where).view(predicted.shape)
+        target = at(whole, places.flatten(1)).view(predicted.shape)
         return distance(predicted, target), {"spread": spread(whole.mean(1))}
 
     def after_step(self):

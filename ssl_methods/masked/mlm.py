@@ -14,6 +14,7 @@ Departs from the paper: one sentence at a time, each with its own 15 %, and no n
 from torch import nn
 
 from .. import Fraction, Method
+from ..encoders import at
 from ..modalities import text
 from ..parts import TokenHead, Unigram, counted, token_accuracy, token_loss
 
@@ -34,7 +35,7 @@ class MLM(Method):
         self.latest = batch["token"]  # (N, L)
         places, chosen = text.choose(self.latest, self.mask)  # (N, M) each
         h = self.encoder.tokens(text.corrupt(self.latest, places, chosen, self.vocabulary))  # (N, L, D)
-        counts, h, target = counted(chosen, text.at(h, places), self.latest.gather(1, places))  # (T,), (T, D), (T,)
+        counts, h, target = counted(chosen, at(h, places), self.latest.gather(1, places))  # (T,), (T, D), (T,)
         words = self.head(h, self.encoder.embed.weight)  # (T, V)
         loss = token_loss(words, target, counts)
         right = token_accuracy(words, target, counts)

@@ -72,11 +72,6 @@ def corrupt(ids: Tensor, places: Tensor, chosen: Tensor, vocabulary: int) -> Ten
     return ids.scatter(1, places, torch.where(chosen, new, old))
 
 
-def at(h: Tensor, places: Tensor) -> Tensor:
-    """The tokens (N, L, D) at the places (N, M): (N, M, D)."""
-    return h.gather(1, places[:, :, None].expand(-1, -1, h.shape[2]))
-
-
 def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each sentence (N, L) and, at even odds, what follows it or what follows another of the batch.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import Labelled, accuracy, best, joined, varying
 
-ITERATIONS = 500  # of L-BFGS, far more than it takes
+ITERATIONS = 500  # of L-BFGS: it takes a tenth, but where features all but separate the classes
 GRADIENT = 1e-6  # the largest entry of the gradient at which it stops; 1e-5 gives the same accuracies, 1e-4 does not
 EXACT = 1e-9  # the change of the loss at which it stops too: none but rounding
 COARSE = 1e-5  # the same where there are many fits or classes: a third of the time, and accuracies within 0.2 points
@@ -72,7 +72,8 @@ def fit(
     The first starts from `start`, or from zero. It is a matter of time alone: the minimum is unique.
 
     L-BFGS works in coordinates in which the loss curves alike in all directions: at W = 0 its second derivative along
-    a principal axis of the features is curvature / classes + strength. That takes a third of the steps.
+    a principal axis of the features is curvature / classes + strength, and along a bias 1 / classes. That takes a fifth
+    of the steps.
     """
     features, labels = data
     wide = features.double()
@@ -93,10 +94,11 @@ def minimise(
     x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, strength: float, stretch: Tensor, change: float
 ) -> tuple[Tensor, Tensor]:
     """The weight (C, D) and bias (C,) of the least loss, started from those given, found as weight / stretch."""
-    inner, bias = weight / stretch, bias.clone()
+    widen = len(bias) ** 0.5  # the bias's stretch
+    inner, shift = weight / stretch, bias / widen
     columns, own = x.T.contiguous(), labels[None]  # rows side by side: classes are few, and sums over them quicker
     optimizer = torch.optim.LBFGS(
-        [inner, bias],
+        [inner, shift],
         max_iter=ITERATIONS,
         tolerance_grad=GRADIENT,
         tolerance_change=change,
@@ -107,17 +109,17 @@ def minimise(
     def loss() -> Tensor:
         """With its gradient written out, (softmax - truth) x', it takes a quarter of autograd's time."""
         weight = inner * stretch
-        scores = torch.addmm(bias[:, None], weight, columns)  # (C, N)
+        scores = torch.addmm(shift[:, None] * widen, weight, columns)  # (C, N)
         scores -= scores.amax(0)
         told = scores.gather(0, own)  # (1, N)
         total = scores.exp_().sum(0, keepdim=True)
         cross = (total.log() - told).double().mean()  # float32 cannot tell losses apart that are nearer than 1e-7
         error = scores.div_(total * len(x)).scatter_add_(0, own, torch.full_like(told, -1 / len(x)))
-        inner.grad, bias.grad = (error @ x + strength * weight) * stretch, error.sum(1)
+        inner.grad, shift.grad = (error @ x + strength * weight) * stretch, error.sum(1) * widen
         return cross + strength / 2 * weight.square().sum()
 
     optimizer.step(loss)
-    return inner * stretch, bias
+    return inner * stretch, shift * widen
 
 
 def choose(
