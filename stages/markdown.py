@@ -80,7 +80,7 @@ def report(boards: list[Board], speed: Speed) -> str:
         parts += [f"### {title}\n\n{table}" for title, table in tables.items() if table]
     if speed.tables:
         parts += ["## Speed", markdown(speed.heading)]
-        parts += [f"### {table.title}\n\n{markdown(table.note)}\n\n{measured(table)}" for table in speed.tables]
+        parts += [f"### {table.title}\n\n{coded(table.note)}\n\n{measured(table)}" for table in speed.tables]
     return "\n\n".join([*parts, NOTE])
 
 
@@ -173,9 +173,7 @@ def agreement(b: Board) -> str:
 
 def measured(table: Table) -> str:
     """A table of speed: its first column names, the others are numbers."""
-    return grid(
-        dict.fromkeys(table.header, RIGHT) | {table.header[0]: LEFT}, [map(markdown, row) for row in table.rows]
-    )
+    return grid(dict.fromkeys(table.header, RIGHT) | {table.header[0]: LEFT}, [map(coded, row) for row in table.rows])
 
 
 def grid(header: dict[str, str], rows: Iterable[Iterable[str]]) -> str:
@@ -243,6 +241,11 @@ def correlated(found: Correlation | None) -> str:
 def minus(numbers: str) -> str:
     """With the sign that is as wide as a plus."""
     return numbers.replace("-", "\N{MINUS SIGN}")
+
+
+def coded(text: str) -> str:
+    """A text in Markdown, with what stands in backticks as code."""
+    return "`".join(part if place % 2 else markdown(part) for place, part in enumerate(text.split("`")))
 
 
 def markdown(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import quote
 import jinja2
 import matplotlib
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from . import figures
 from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, summary
@@ -50,7 +51,8 @@ def render(boards: list[Board], speed: Speed, schedule: Schedule) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {filter.__name__: filter for filter in (number, signed, correlation, image, webp, title)}
+    filters = (number, signed, correlation, image, webp, title, code)
+    templates.filters |= {filter.__name__: filter for filter in filters}
     templates.globals |= {
         "FIRST": FIRST,
         "MEASURES": MEASURES,
@@ -248,6 +250,11 @@ def anchor(modality: str, entry: str) -> str:
 def title(name: str) -> str:
     """A modality's name as a heading, as in "Image and text"."""
     return name.replace("_", " and ").capitalize()
+
+
+def code(text: str) -> Markup:
+    """A text, with what stands in backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def correlation(found: Correlation | None) -> str:

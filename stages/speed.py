@@ -79,16 +79,22 @@ def limit(device: torch.device, seconds: float) -> dict[str, float]:
 
     In units of 1e12 and 1e9. A copy reads and writes, and both count.
     """
-    size = 8192 if device.type == "cuda" else 2048
     found = {}
     for kind in {torch.float32: None, devices.choose_precision("auto", device): None}:
-        a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-        rate = 1 / quickest(lambda a=a, b=b: a @ b, device, seconds)
-        found[f"tera_multiply_adds_{str(kind).removeprefix('torch.')}"] = size**3 * rate / 1e12
+        multiply, work = product(device, kind)
+        name = f"tera_multiply_adds_{str(kind).removeprefix('torch.')}"
+        found[name] = work / quickest(multiply, device, seconds) / 1e12
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     found["copy_gigabytes"] = 2 * source.nbytes / quickest(lambda: target.copy_(source), device, seconds) / 1e9
     return found
+
+
+def product(device: torch.device, kind: torch.dtype) -> tuple[Callable[[], Any], int]:
+    """A product of two matrices that are large for the device, and its multiply-adds."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    return lambda: a @ b, size**3
 
 
 def quickest(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
@@ -236,7 +242,7 @@ def energy(trainer: Trainer, seconds: float) -> float | None:
     return meter.read() / samples
 
 
-def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> dict[str, dict[str, Any]]:
+def methods(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
     """Every entry of the default table whose data is prepared, and some with a wide encoder."""
     here = [modality for modality in settings.benchmark if Path("data", modality, "manifest.json").exists()]
     entries = {
@@ -249,19 +255,21 @@ def methods(settings: Settings, peak: Mapping[str, float], seconds: float) -> di
             entry = settings.entry("image", name).model_copy(update={"encoder": encoder})
             entries[f"image/{name}, {encoder['name']}"] = entry
     takes_steps = {key: entry for key, entry in entries.items() if ssl_methods.load(entry.method).columns}
-    return {key: reached(entry, peak, seconds) for key, entry in takes_steps.items()}
+    return {key: reached(entry, seconds) for key, entry in takes_steps.items()}
 
 
-def reached(entry: Entry, peak: Mapping[str, float], seconds: float) -> dict[str, Any]:
-    """An entry's speed, its arithmetic, and where its time goes."""
+def reached(entry: Entry, seconds: float) -> dict[str, Any]:
+    """An entry's speed, in turns with a matrix product in its precision; its arithmetic; and where its time goes."""
     trainer = Trainer(entry, Path("data", entry.modality), devices.choose(entry.training.device))
-    speed = race({"": lambda: trainer.turn(seconds / TURNS)})[""]
-    work = trainer.multiply_adds()
-    most = peak[f"tera_multiply_adds_{str(trainer.precision).removeprefix('torch.')}"]
+    multiply, most = product(trainer.device, trainer.precision)
+    moment, work = seconds / TURNS, trainer.multiply_adds()
+    speeds = race(
+        {"entry": lambda: trainer.turn(moment), "product": lambda: steps_within(moment, multiply, trainer.device)}
+    )
     return {
-        "samples_per_second": speed,
+        "samples_per_second": speeds["entry"],
         "multiply_adds": work,
-        "share_of_peak": 100 * work * speed["median"] / (most * 1e12),
+        "share_of_peak": 100 * work * speeds["entry"]["median"] / (most * speeds["product"]["median"]),
         "joules_per_sample": energy(trainer, seconds / TURNS),
         "phases": profile(trainer, steps=6),
     }
@@ -333,19 +341,17 @@ def main() -> None:
     device = devices.choose("auto")
     found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
     print(devices.describe(device))
-    again = "limit" not in found or {"limit", "methods"} & set(given.parts)  # shares of it are of the one then measured
-    peak = limit(device, given.seconds) if again else found["limit"]
-    found |= {"device": devices.describe(device), "torch": torch.__version__, "limit": peak}
+    found |= {"device": devices.describe(device), "torch": torch.__version__}
     work = {
-        "methods": lambda: methods(settings, peak, given.seconds),
+        "limit": lambda: limit(device, given.seconds),
+        "methods": lambda: methods(settings, given.seconds),
         "peers": lambda: peers(settings, given.seconds),
         "growth": lambda: growth(settings, given.seconds),
         "overhead": lambda: overhead(settings),
     }
     for part in given.parts:
-        if part in work:
-            found[part] = work[part]()
-            write_json(OUT, found)
+        found[part] = work[part]()
+        write_json(OUT, found)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,15 @@ def read(root: Path) -> Speed:
 
 
 def heading(found: Mapping[str, Any]) -> str:
-    """The device and its limit, in words."""
+    """The device and, where it was measured, its limit, in words."""
+    device = f"Measured on {found['device']} with torch {found['torch']}"
+    if "limit" not in found:
+        return f"{device}."
     limit, prefix = found["limit"], "tera_multiply_adds_"
     peaks = [f"{value:.3g} in {key.removeprefix(prefix)}" for key, value in limit.items() if key.startswith(prefix)]
     return (
-        f"Measured on {found['device']} with torch {found['torch']}: at most {' and '.join(peaks)} of 10^12 "
-        f"multiply-adds a second in a matrix product, and {limit['copy_gigabytes']:,.0f} GB a second in a copy."
+        f"{device}: at most {' and '.join(peaks)} of 10^12 multiply-adds a second in a matrix product, and "
+        f"{limit['copy_gigabytes']:,.0f} GB a second in a copy."
     )
 
 
@@ -97,9 +100,10 @@ def methods(found: Mapping[str, Any]) -> Table:
     ]
     return Table(
         "Where a step's time goes",
-        "Samples a second (lowest and highest turn), millions of multiply-adds a sample in training, the share of the "
-        "device's limit that they make, and the share of each phase in a step, in percent.",
-        ["entry", "samples/s", "M multiply-adds", "% of limit", *(f"{phase}, %" for phase in PHASES.values())]
+        "Samples a second (lowest and highest turn); millions of multiply-adds a sample in training, and how many of "
+        "those a second, in percent of what a large matrix product does in turns with it; the share of each phase in a "
+        "step.",
+        ["entry", "samples/s", "M multiply-adds", "% of a product", *(f"{phase}, %" for phase in PHASES.values())]
         + ["mJ a sample"] * counted,
         rows,
     )

@@ -21,7 +21,7 @@ from test_report import HOSTILE, TABLE, write_json, write_results
 from ssl_methods import Method
 from ssl_methods.encoders import ResNet, patchify
 from ssl_methods.modalities import image
-from stages import figures, page, panels, pretrain, speed_report
+from stages import figures, markdown, page, panels, pretrain, speed_report
 from stages.board import board
 from stages.results import Run, read
 from stages.schedule import schedule
@@ -282,6 +282,12 @@ def test_settings_read_as_in_the_parameters():
         page.settings({"lr": 0.002, "clip": None, "noise": [0.05], "batch": 64})
         == "lr 0.002, clip none, noise [0.05], batch 64"
     )
+
+
+def test_what_stands_in_backticks_is_code():
+    assert page.code("of `a<b>`, & `c`") == "of <code>a&lt;b&gt;</code>, &amp; <code>c</code>"
+    assert page.code(page.Markup("<a>`c`</a>")) == "<a><code>c</code></a>"
+    assert markdown.coded("of `a*b`, * <c>") == "of `a*b`, \\* &lt;c&gt;"
 
 
 def test_correlations_are_signed():
