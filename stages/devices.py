@@ -100,9 +100,8 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most memory this process has held: on the GPU where it ran there, else in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    with contextlib.suppress(
-        OSError, StopIteration
-    ):  # Linux's own account: what getrusage says begins with what the parent held
+    # Linux has its own account; what getrusage says there begins with what the parent held.
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes

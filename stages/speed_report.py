@@ -101,8 +101,7 @@ def methods(found: Mapping[str, Any]) -> Table:
     return Table(
         "Where a step's time goes",
         "Samples a second (lowest and highest turn); millions of multiply-adds a sample in training, and how many of "
-        "those a second, in percent of what a large matrix product does in turns with it; the share of each phase in a "
-        "step.",
+        "those a second, in percent of what a large matrix product does; the share of each phase in a step.",
         ["entry", "samples/s", "M multiply-adds", "% of a product", *(f"{phase}, %" for phase in PHASES.values())]
         + ["mJ a sample"] * counted,
         rows,
