@@ -120,14 +120,15 @@ def forget(status: Mapping[str, list[Any]], lock: Path = Path("dvc.lock")) -> No
 
     DVC writes all of dvc.lock anew after every stage. Where all runs are to be made, half of it is such.
     """
+    gone = [name for name, changes in status.items() if any("changed deps" in change for change in changes)]
+    if not gone or not lock.exists():
+        return
     yaml = YAML()
-    known = yaml.load(lock) if lock.exists() else {"stages": {}}
-    gone = [name for name in known["stages"] if any("changed deps" in change for change in status.get(name, []))]
+    known = yaml.load(lock)
     for name in gone:
-        del known["stages"][name]
-    if gone:
-        with replacing(lock) as partial:
-            yaml.dump(known, partial)
+        known["stages"].pop(name, None)
+    with replacing(lock) as partial:
+        yaml.dump(known, partial)
 
 
 def reproduce(work: Callable[[list[Job]], dict[str, str]], how: str) -> None:

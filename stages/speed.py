@@ -270,7 +270,7 @@ def reached(entry: Entry, seconds: float) -> dict[str, Any]:
         "samples_per_second": speeds["entry"],
         "multiply_adds": work,
         "share_of_peak": 100 * work * speeds["entry"]["median"] / (most * speeds["product"]["median"]),
-        "joules_per_sample": energy(trainer, seconds / TURNS),
+        "joules_per_sample": energy(trainer, moment),
         "phases": profile(trainer, steps=6),
     }
 

@@ -285,6 +285,8 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
     read = speed_report.read(tmp_path)
     assert "cpu: made, 2 threads" in read.heading
     assert "0.25 in float32 of 10^12" in read.heading
+    del found["limit"]
+    assert speed_report.heading(found) == "Measured on cpu: made, 2 threads with torch 2.0."
     rows = {table.title: table.rows for table in read.tables}
     assert rows == {
         "Beside lightly and kornia": [
