@@ -5,7 +5,9 @@ https://github.com/kornia/kornia, Apache licence 2.0.
 """
 
 import functools
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -111,15 +113,17 @@ def transform_of(name: str, size: int, crops: int):
 
 
 class Pictures(torch.utils.data.Dataset):
-    """The pictures of a split one by one, as PIL images through a transform."""
+    """The pictures of a split one by one, as PIL images through a transform, while the gate is open."""
 
-    def __init__(self, folder: Path, transform):
+    def __init__(self, folder: Path, transform, gate: Event):
         self.pictures, self.transform = np.load(folder / "image.npy", mmap_mode="r"), transform
+        self.gate = gate
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, row: int) -> list[Tensor]:
+        self.gate.wait()
         return self.transform(Image.fromarray(np.ascontiguousarray(self.pictures[row].transpose(1, 2, 0))))
 
 
@@ -129,21 +133,13 @@ class Stock:
     def __init__(self, name: str, entry: Entry, folder: Path, device: torch.device):
         self.model, self.device, self.batch = Peer(name, entry).to(device).train(), device, entry.training.batch_size
         self.optimizer, self.clip = optimizer_of(self.model, entry.training), entry.training.clip
-        size = np.load(folder / "train/image.npy", mmap_mode="r").shape[-1]
-        pictures = Pictures(folder / "train", transform_of(name, size, entry.hyper.get("crops", 0)))
-        self.loader = torch.utils.data.DataLoader(
-            pictures, self.batch, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
+        size, self.gate = np.load(folder / "train/image.npy", mmap_mode="r").shape[-1], multiprocessing.Event()
+        pictures = Pictures(folder / "train", transform_of(name, size, entry.hyper.get("crops", 0)), self.gate)
+        self.batches = endless(
+            torch.utils.data.DataLoader(
+                pictures, self.batch, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
+            )
         )
-        self.batches = self._batches()
-
-    def _batches(self) -> Iterator[list[Tensor]]:
-        while True:
-            yield from self.loader
-
-    def close(self) -> None:
-        """Ends the workers."""
-        self.batches.close()
-        del self.loader
 
     def step(self) -> None:
         views = [view.to(self.device) for view in next(self.batches)]
@@ -151,7 +147,19 @@ class Stock:
         self.model.after_step()
 
     def turn(self, seconds: float) -> int:
-        return steps_within(seconds, self.step, self.device) * self.batch
+        """Steps for about so long; returns the samples seen. The workers rest outside a turn: else they would work
+        while others have theirs, and what they prepare then would cost nothing here.
+        """
+        self.gate.set()
+        try:
+            return steps_within(seconds, self.step, self.device) * self.batch
+        finally:
+            self.gate.clear()
+
+
+def endless(loader: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
+    while True:
+        yield from loader
 
 
 class Modules:

@@ -3,16 +3,21 @@
     python -m stages.speed [limit methods peers growth overhead] [--seconds 2] [--threads 2]
 
 Every figure comes from one run on the device at hand: what is compared runs in turns, so that a moment when the machine
-is busy hits all alike, and the medians of the turns are compared. They go to reports/speed.json.
+is busy hits all alike, and the medians of the turns are compared. They go to reports/speed.json, beside the other parts
+if those were measured on the same device.
 """
 
 import argparse
 import contextlib
 import inspect
-import json
+import multiprocessing
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +36,7 @@ from .files import write_json
 from .optimizers import optimizer_of
 from .pretrain import build_method, descend
 from .progress import Progress
+from .results import read_json
 from .settings import Entry, InputError, Settings, read
 
 OUT = Path("reports/speed.json")
@@ -43,8 +49,11 @@ PEERS = ("simclr", "byol", "moco", "barlow_twins", "dino")
 # Encoders so wide that arithmetic is what a step is made of: what it then reaches of the limit.
 WIDE = {
     "simclr": {"name": "width 512", "architecture": "ResNet", "width": 512, "blocks": [1, 1], "stride": 4},
-    "simmim": {"name": "width 1024", "architecture": "ViT", "patch": 4, "width": 1024, "depth": 3, "heads": 16},
+    "simmim": {"name": "width 2048", "architecture": "ViT", "patch": 4, "width": 2048, "depth": 3, "heads": 32},
 }
+
+# torch's operators that convolve or multiply matrices, forward and backward.
+PRODUCTS = re.compile("conv|mm$|matmul|attention")
 
 Turn = Callable[[], int]  # works for a moment, and says on how many samples
 
@@ -233,6 +242,22 @@ def profile(trainer: Trainer, steps: int) -> dict[str, float]:
     return {phase: 100 * spent / total for phase, spent in clock.seconds.items()}
 
 
+def in_products(trainer: Any, steps: int) -> float:
+    """The share of the operators' time in `steps` steps that convolutions and matrix products take, in percent: the
+    part that only another library, or other arithmetic, would shorten.
+    """
+    on_gpu = trainer.device.type == "cuda"
+    with torch.profiler.profile() as seen:
+        for _ in range(steps):
+            trainer.step()
+    spent = {
+        operator.key: operator.self_device_time_total if on_gpu else operator.self_cpu_time_total
+        for operator in seen.key_averages()
+        if operator.key.startswith("aten::")
+    }
+    return 100 * sum(took for name, took in spent.items() if PRODUCTS.search(name)) / sum(spent.values())
+
+
 def energy(trainer: Trainer, seconds: float) -> float | None:
     """Joules for a sample, over so long; None, and no work, where the machine counts none."""
     meter = Meter(trainer.device)
@@ -272,6 +297,7 @@ def reached(entry: Entry, seconds: float) -> dict[str, Any]:
         "share_of_peak": 100 * work * speeds["entry"]["median"] / (most * speeds["product"]["median"]),
         "joules_per_sample": energy(trainer, moment),
         "phases": profile(trainer, steps=6),
+        "products": in_products(trainer, steps=3),
     }
 
 
@@ -282,31 +308,61 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
     """Ours against others, the same encoder, batch and pictures, from uint8 pictures to the next weights.
 
     `stock` is lightly as its examples show it: PIL views in two workers, float32. `modules` are its modules and losses
-    fed by our views, in our precision and memory layout. `kornia` is ours with kornia's views. `ours` over each is a
-    ratio of medians; `compiled` is ours with `compile: true`, compiled in the turn that does not count. `phases` are
-    the shares of ours, in percent.
+    fed by our views, in our precision and memory layout. `kornia` is ours with kornia's views. Each has a process of
+    its own. `ours` over each is a ratio of medians; `compiled` is ours with `compile: true`, compiled in the turn that
+    does not count. `phases` are the shares of ours, and `products` what convolutions and matrix products take of
+    `modules`, which ours cannot save, in percent.
     """
     from .peers import Kornia, Modules, Stock
 
     folder, found = prepared("image"), {}
     for name in PEERS:
         entry = narrow(settings.entry("image", name))
-        device = devices.choose(entry.training.device)
-        ours, stock = Trainer(entry, folder, device), Stock(name, entry, folder, device)
-        contestants = {"ours": ours, "modules": Modules(name, entry, folder, device), "stock": stock}
-        contestants["kornia"] = Kornia(entry, folder, device)
         compiled = entry.training.model_copy(update={"compile": True})
-        contestants["compiled"] = Trainer(entry.model_copy(update={"training": compiled}), folder, device)
-        with contextlib.closing(stock):
-            speeds = race({who: lambda it=it: it.turn(seconds) for who, it in contestants.items()}, turns=3)
+        given = folder, devices.choose(entry.training.device)
+        makers = {
+            "ours": partial(Trainer, entry, *given),
+            "modules": partial(Modules, name, entry, *given),
+            "stock": partial(Stock, name, entry, *given),
+            "kornia": partial(Kornia, entry, *given),
+            "compiled": partial(Trainer, entry.model_copy(update={"training": compiled}), *given),
+        }
+        with contextlib.ExitStack() as all_of_them:
+            asked = {who: all_of_them.enter_context(apart(make)) for who, make in makers.items()}
+            turn = methodcaller("turn", seconds)
+            speeds = race({who: partial(ask, turn) for who, ask in asked.items()}, turns=9)
+            phases = asked["ours"](partial(profile, steps=20))
+            products = asked["modules"](partial(in_products, steps=5))
         others = "modules", "kornia", "stock"
         ratios = {f"over_{who}": speeds["ours"]["median"] / speeds[who]["median"] for who in others}
         ratios |= {
             f"compiled_{key}": speeds["compiled"]["median"] / speeds["ours"]["median"] * over
             for key, over in ratios.items()
         }
-        found[name] = speeds | ratios | {"phases": profile(ours, steps=6)}
+        found[name] = speeds | ratios | {"phases": phases, "products": products}
     return found
+
+
+@contextlib.contextmanager
+def apart(make: Callable[[], Any]) -> Iterator[Callable[[Callable[[Any], Any]], Any]]:
+    """What `make` returns, made and kept in a process of its own, where nobody else's settings reach it: how memory is
+    kept is one for a whole process. Yields the way to it: a function that answers `work` with `work(what was made)`.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(_keep, make, torch.get_num_threads()).result()
+        yield lambda work: process.submit(_ask, work).result()
+
+
+_kept: list[Any] = []  # in a process of `apart`, what was made there
+
+
+def _keep(make: Callable[[], Any], threads: int) -> None:
+    torch.set_num_threads(threads)
+    _kept.append(make())
+
+
+def _ask(work: Callable[[Any], Any]) -> Any:
+    return work(_kept[0])
 
 
 def narrow(entry: Entry) -> Entry:
@@ -339,9 +395,15 @@ def main() -> None:
     from .growth import growth, overhead
 
     device = devices.choose("auto")
-    found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-    print(devices.describe(device))
-    found |= {"device": devices.describe(device), "torch": torch.__version__}
+    here = {
+        "device": devices.describe(device),
+        "precision": str(devices.choose_precision("auto", device)).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+    print(*here.values())
+    found = read_json(OUT)
+    if {key: found.get(key) for key in here} != here:  # figures of different machines say nothing together
+        found = here
     work = {
         "limit": lambda: limit(device, given.seconds),
         "methods": lambda: methods(settings, given.seconds),

@@ -56,7 +56,7 @@ def read(root: Path) -> Speed:
 
 def heading(found: Mapping[str, Any]) -> str:
     """The device and, where it was measured, its limit, in words."""
-    device = f"Measured on {found['device']} with torch {found['torch']}"
+    device = f"Measured on {found['device']}, in {found['precision']}, with torch {found['torch']}"
     if "limit" not in found:
         return f"{device}."
     limit, prefix = found["limit"], "tera_multiply_adds_"
@@ -69,18 +69,26 @@ def heading(found: Mapping[str, Any]) -> str:
 
 def peers(found: Mapping[str, Any]) -> Table:
     rows = [
-        [name, spread(of["ours"]), *(f"{of[over]:.2f}" for over in RATIOS), f"{of['phases'].get('views', 0):.1f}"]
+        [
+            name,
+            spread(of["ours"]),
+            *(f"{of[over]:.2f}" for over in RATIOS),
+            f"{of['products']:.0f}",
+            f"{of['phases'].get('views', 0):.1f}",
+        ]
         for name, of in found.items()
     ]
     return Table(
         "Beside lightly and kornia",
-        "The same encoder, batch and pictures, from uint8 pictures to the next weights, in turns: our samples a second "
+        "The same encoder, batch and pictures, from uint8 pictures to the next weights, in turns, each in a process of "
+        "its own: our samples a second "
         "(lowest and highest turn), over ours with kornia's views, over those of lightly's modules and losses with our "
         "views, precision and memory layout, and over those of lightly as its examples show it, with PIL views in two "
         "workers and float32. "
         "Compiled is `compile: true`, without the time that it takes to compile. "
-        "At the end, the share of our step that makes the views, in percent.",
-        ["method", "samples/s", *RATIOS.values(), "views, %"],
+        "At the end, in percent, what convolutions and matrix products take of a step of lightly's modules, which ours "
+        "shares with them and cannot save; and what the views take of our step.",
+        ["method", "samples/s", *RATIOS.values(), "products, %", "views, %"],
         rows,
     )
 
@@ -93,6 +101,7 @@ def methods(found: Mapping[str, Any]) -> Table:
             spread(of["samples_per_second"]),
             f"{of['multiply_adds'] / 1e6:,.1f}",
             f"{of['share_of_peak']:.1f}",
+            f"{of['products']:.0f}",
             *(f"{of['phases'].get(phase, 0):.0f}" for phase in PHASES),
             *([f"{1e3 * of['joules_per_sample']:,.1f}"] if counted else []),
         ]
@@ -101,8 +110,10 @@ def methods(found: Mapping[str, Any]) -> Table:
     return Table(
         "Where a step's time goes",
         "Samples a second (lowest and highest turn); millions of multiply-adds a sample in training, and how many of "
-        "those a second, in percent of what a large matrix product does; the share of each phase in a step.",
-        ["entry", "samples/s", "M multiply-adds", "% of a product", *(f"{phase}, %" for phase in PHASES.values())]
+        "those a second, in percent of what a large matrix product does; the share of convolutions and matrix products "
+        "in the time of a step, and that of each phase.",
+        ["entry", "samples/s", "M multiply-adds", "% of a product", "products, %"]
+        + [f"{phase}, %" for phase in PHASES.values()]
         + ["mJ a sample"] * counted,
         rows,
     )

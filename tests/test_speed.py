@@ -1,7 +1,11 @@
 """How speed is measured: by a clock that the tests turn, and on methods that are small."""
 
 import json
+import os
 import sys
+from functools import partial
+from importlib import import_module
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +145,43 @@ def test_every_entry_that_takes_steps_is_measured_and_some_with_a_wide_encoder(f
     for reached in found.values():
         assert reached["share_of_peak"] == pytest.approx(100 * reached["multiply_adds"] * 300 / (2048**3 * 7))
         assert sum(reached["phases"].values()) == pytest.approx(100)
+        assert 0 < reached["products"] < 100
     assert found["image/simclr"]["multiply_adds"] != found["image/simclr, wide"]["multiply_adds"]
+
+
+class Weight:
+    """A contestant of which all is known."""
+
+    device = CPU
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def step(self):
+        x = torch.ones(self.rows, self.rows)
+        return x @ x if self.rows > 1 else x.relu()
+
+
+def test_products_are_told_from_the_rest():
+    assert speed.in_products(Weight(1000), steps=2) > 80
+    assert speed.in_products(Weight(1), steps=2) == 0
+
+
+def test_every_kind_of_product_is_known_by_its_operators_names():
+    yes = "mm addmm bmm baddbmm mkldnn_convolution convolution_backward cudnn_convolution _scaled_mm"
+    yes += " _scaled_dot_product_flash_attention_for_cpu_backward"
+    no = "native_batch_norm_backward threshold_backward _softmax mul_ grid_sampler_2d lerp _fused_adamw_ layer_norm"
+    assert all(speed.PRODUCTS.search(f"aten::{name}") for name in yes.split())
+    assert not any(speed.PRODUCTS.search(f"aten::{name}") for name in no.split())
+
+
+def test_contestants_apart_have_a_process_each_with_as_many_threads():
+    with speed.apart(partial(import_module, "os")) as one, speed.apart(partial(import_module, "torch")) as other:
+        process, threads = methodcaller("getpid"), methodcaller("get_num_threads")
+        assert one(process) == one(process) != os.getpid()
+        assert other(threads) == torch.get_num_threads()
+        with pytest.raises(AttributeError):
+            other(process)  # what goes wrong there is told here
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # DINO's head in lightly
@@ -162,7 +202,8 @@ def test_a_peer_learns_from_the_same_pictures(name, folder):
         assert any(not p.equal(q) for p, q in followed)
     stock = Stock(name, entry, folder, CPU)
     assert stock.turn(seconds=0) == TRAINING.batch_size
-    stock.close()
+    assert not stock.gate.is_set()  # between turns its workers rest
+    stock.gate.set()  # so that they see that they are to end
     ours = image.simclr_view
     assert Kornia(entry, folder, CPU).turn(seconds=0) == TRAINING.batch_size
     assert image.simclr_view is ours
@@ -180,18 +221,23 @@ def test_kornias_views_are_as_strong_as_ours(pictures):
         assert theirs == pytest.approx(ours, rel=0.15), strength
 
 
-def test_it_writes_what_it_measured_and_keeps_the_rest(tmp_path, monkeypatch):
+def test_it_writes_what_it_measured_and_keeps_the_rest_of_the_same_device(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "OUT", tmp_path / "speed.json")
-    write_json(tmp_path / "speed.json", {"growth": {"width": []}})
-    monkeypatch.setattr(sys, "argv", ["speed", "limit", "overhead", "--seconds", "0.01"])
     monkeypatch.setattr(growth, "overhead", lambda settings: {"import": {"plan": 0.5}})
-    speed.main()
-    found = json.loads((tmp_path / "speed.json").read_text())
-    assert (found["growth"], found["overhead"]) == ({"width": []}, {"import": {"plan": 0.5}})
+
+    def measured(*parts: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["speed", *parts, "--seconds", "0.01"])
+        speed.main()
+        return json.loads((tmp_path / "speed.json").read_text())
+
+    found = measured("limit", "overhead")
+    assert found["overhead"] == {"import": {"plan": 0.5}}
     assert all(value > 0 for value in found["limit"].values())
-    monkeypatch.setattr(sys, "argv", ["speed", "overhead"])
-    speed.main()
-    assert json.loads((tmp_path / "speed.json").read_text()) == found  # the limit too, of which methods have a share
+    write_json(tmp_path / "speed.json", {**found, "overhead": {}, "growth": {"width": []}})
+    assert measured("overhead") == {**found, "growth": {"width": []}}
+    for elsewhere in ({"device": "cpu: another"}, {"precision": "float16"}, {"torch": "1.0"}):
+        write_json(tmp_path / "speed.json", {**found, **elsewhere})
+        assert measured("overhead") == {key: value for key, value in found.items() if key != "limit"}
 
 
 def test_an_unknown_part_is_named(monkeypatch):
@@ -268,9 +314,10 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
 
     found = {
         "device": "cpu: made, 2 threads",
+        "precision": "float16",
         "torch": "2.0",
         "limit": {"tera_multiply_adds_float32": 0.25, "copy_gigabytes": 12.6},
-        "peers": {"simclr": {"ours": pace(4000), **RATIOS, "phases": {"views": 3.14}}},
+        "peers": {"simclr": {"ours": pace(4000), **RATIOS, "phases": {"views": 3.14}, "products": 61.6}},
         "growth": {"width": [{"at": 16, "seconds": 1e-3}, {"at": 64, "seconds": 2e-3}]},
         "methods": {
             "image/simclr": {
@@ -278,6 +325,7 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
                 "multiply_adds": 9.5e6,
                 "share_of_peak": 33.3,
                 "phases": {"forward": 60.0, "backward": 40.0},
+                "products": 71.0,
             }
         },
     }
@@ -286,15 +334,15 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
     assert "cpu: made, 2 threads" in read.heading
     assert "0.25 in float32 of 10^12" in read.heading
     del found["limit"]
-    assert speed_report.heading(found) == "Measured on cpu: made, 2 threads with torch 2.0."
+    assert speed_report.heading(found) == "Measured on cpu: made, 2 threads, in float16, with torch 2.0."
     rows = {table.title: table.rows for table in read.tables}
     assert rows == {
         "Beside lightly and kornia": [
-            ["simclr", "4,000 (2,000 to 8,000)", "1.25", "1.50", "4.25", "1.75", "5.00", "3.1"]
+            ["simclr", "4,000 (2,000 to 8,000)", "1.25", "1.50", "4.25", "1.75", "5.00", "62", "3.1"]
         ],
         "As work grows": [["width", "16, 64", "1,000, 2,000", "+0.50"]],
         "Where a step's time goes": [
-            ["image/simclr", "1,234 (617 to 2,468)", "9.5", "33.3", "0", "0", "60", "40", "0", "0"]
+            ["image/simclr", "1,234 (617 to 2,468)", "9.5", "33.3", "71", "0", "0", "60", "40", "0", "0"]
         ],
     }
     assert all(len(row) == len(table.header) for table in read.tables for row in table.rows)
