@@ -671,7 +671,8 @@ def test_what_was_measured_of_speed_is_a_section_of_both_documents(root):
     assert 'id="speed"' not in (root / "reports/index.html").read_text()
     limit = {"tera_multiply_adds_float32": 0.25, "copy_gigabytes": 12.6}
     growth = {"width": [{"at": 16, "seconds": 1e-3}, {"at": 64, "seconds": 4e-3}]}
-    write_json(root / "reports/speed.json", {"device": HOSTILE, "torch": "2", "limit": limit, "growth": growth})
+    measured = {"device": HOSTILE, "precision": "float32", "torch": "2", "limit": limit, "growth": growth}
+    write_json(root / "reports/speed.json", measured)
     report.main(root)
     text, page = (root / "reports/README.md").read_text(), (root / "reports/index.html").read_text()
     assert "### As work grows" in text
