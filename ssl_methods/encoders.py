@@ -13,10 +13,51 @@ from torch import Tensor, nn
 
 from . import Count, Fraction
 
+AMX = torch.cpu.get_capabilities().get("amx_bf16", False)  # units for products of matrices in bfloat16
+
 
 def centre(x: Tensor) -> Tensor:
     """Pictures in [0, 1] to about zero mean and unit variance, the same for every data set."""
     return (x - 0.5) * 4
+
+
+class SmallMaps(torch.autograd.Function):
+    """A convolution of small maps, without a bias, whose weights' gradient is one matrix product."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        """x: (N, C, H, W), weight: (O, C, k, k), both of one type -> (N, O, h, w), padded by half of k."""
+        ctx.save_for_backward(x, weight)
+        ctx.how = {"stride": stride, "padding": weight.shape[2] // 2}
+        return F.conv2d(x, weight, **ctx.how)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        stride, k = ctx.how["stride"], weight.shape[2]
+        of_x = torch.nn.grad.conv2d_input(x.shape, weight, gradient, **ctx.how)
+        rows = F.pad(x, [k // 2] * 4).permute(0, 2, 3, 1)  # (N, H + k - 1, W + k - 1, C), as it lies in memory
+        seen = rows.unfold(1, k, stride).unfold(2, k, stride).permute(0, 1, 2, 4, 5, 3)  # (N, h, w, k, k, C)
+        product = gradient.permute(0, 2, 3, 1).flatten(0, 2).T @ seen.flatten(3).flatten(0, 2)  # (O, k k C)
+        return of_x, product.unflatten(1, (k, k, -1)).permute(0, 3, 1, 2), None
+
+
+class Conv(nn.Conv2d):
+    """A convolution without a bias, padded by half of its kernel.
+
+    In bfloat16 with AMX, torch 2.14's gradient of the weights takes two to ten times as long as a matrix product where
+    maps are small, so there it is one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = self.stride[0]
+        places = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)  # of a map that comes out
+        if AMX and x.device.type == "cpu" and x.dtype is torch.bfloat16 and places <= self.in_channels:
+            return SmallMaps.apply(x, self.weight.to(x.dtype), stride)
+        return super().forward(x)
 
 
 class Block(nn.Module):
@@ -27,13 +68,13 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv(inputs, outputs, 3, stride)
         self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = Conv(outputs, outputs, 3)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(Conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(self.conv1(x)).relu_()  # in place, for no backward pass needs what comes out of a norm

@@ -133,7 +133,8 @@ class Stock:
     def __init__(self, name: str, entry: Entry, folder: Path, device: torch.device):
         self.model, self.device, self.batch = Peer(name, entry).to(device).train(), device, entry.training.batch_size
         self.optimizer, self.clip = optimizer_of(self.model, entry.training), entry.training.clip
-        size, self.gate = np.load(folder / "train/image.npy", mmap_mode="r").shape[-1], multiprocessing.Event()
+        self.gate = multiprocessing.Event()
+        size = np.load(folder / "train/image.npy", mmap_mode="r").shape[-1]
         pictures = Pictures(folder / "train", transform_of(name, size, entry.hyper.get("crops", 0)), self.gate)
         self.batches = endless(
             torch.utils.data.DataLoader(

@@ -92,7 +92,7 @@ def limit(device: torch.device, seconds: float) -> dict[str, float]:
     found = {}
     for kind in {torch.float32: None, devices.choose_precision("auto", device): None}:
         multiply, work = product(device, kind)
-        name = f"tera_multiply_adds_{str(kind).removeprefix('torch.')}"
+        name = f"tera_multiply_adds_{devices.name_of(kind)}"
         found[name] = work / quickest(multiply, device, seconds) / 1e12
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -399,7 +399,7 @@ def main() -> None:
     device = devices.choose("auto")
     here = {
         "device": devices.describe(device),
-        "precision": str(devices.choose_precision("auto", device)).removeprefix("torch."),
+        "precision": devices.name_of(devices.choose_precision("auto", device)),
         "torch": torch.__version__,
     }
     print(*here.values())

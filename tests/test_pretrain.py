@@ -330,10 +330,17 @@ def test_the_device_says_what_it_is():
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"), [("avx512f avx512_bf16 amx_bf16", torch.bfloat16), ("avx512f avx512_bf16", torch.float32)]
+    ("capabilities", "precision"),
+    [
+        ({"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_bf16": True, "amx_bf16": False}, torch.float32),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"architecture": "aarch64", "bf16": True}, torch.float32),
+    ],
 )
-def test_a_cpu_trains_in_bfloat16_where_it_is_the_faster(monkeypatch, flags, precision):
-    monkeypatch.setattr(devices, "cpu_facts", lambda: {"flags": flags})
+def test_a_cpu_trains_in_bfloat16_where_it_is_the_faster(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert devices.choose_precision("auto", torch.device("cpu")) is precision
 
 

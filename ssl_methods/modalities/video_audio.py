@@ -7,6 +7,7 @@ and returns floats in [0, 1]. It acts on the whole batch, and every row draws it
 import torch
 from torch import Tensor, nn
 
+from ..encoders import at
 from . import image
 from .image import unit
 
@@ -72,7 +73,7 @@ def sound_view(x: Tensor, strength: float = 1.0) -> Tensor:
 def shifted(x: Tensor, ticks: Tensor) -> Tensor:
     """Later by `ticks` (N,), whole and possibly negative; what was at the end then lasts. (N, T, M)"""
     place = (torch.arange(x.shape[1], device=x.device) - ticks[:, None]).clamp(0, x.shape[1] - 1)  # (N, T)
-    return x.gather(1, place.long()[:, :, None].expand_as(x))
+    return at(x, place.long())
 
 
 def hidden_span(x: Tensor, axis: int, start: Tensor, length: Tensor) -> Tensor:
