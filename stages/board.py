@@ -545,7 +545,8 @@ def budget(board: Board) -> list[str]:
 
 def minutes(results: Iterable[dict[str, Any]]) -> str:
     """What a stage took in all runs, from what they recorded of it."""
-    return f"{sum(found.get('seconds', 0) for found in results) / 60:,.0f} minutes"
+    count = round(sum(found.get("seconds", 0) for found in results) / 60)
+    return f"{count:,} minute{'s' * (count != 1)}"
 
 
 def seeds(count: int) -> str:

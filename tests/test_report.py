@@ -12,7 +12,7 @@ import yaml
 from scipy import stats
 
 from stages import report, statistics
-from stages.board import BEST, COST, HEALTH, MEASURES, TIED, board, summary
+from stages.board import BEST, COST, HEALTH, MEASURES, TIED, board, minutes, summary
 from stages.paper import escape
 from stages.results import first_clause, read
 from stages.settings import InputError
@@ -375,6 +375,11 @@ def test_failures_are_rows(files, table):
     assert "Diverged: byol (1 of 3 seeds; step 61: the loss is nan)." in words
     assert "Collapsed: simsiam (1 of 3 seeds; effective rank 1.2 is below 1.5)." in words
     assert "Missing: rotation (1 of 3 seeds)." in words
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(29, "0 minutes"), (61, "1 minute"), (7200, "120 minutes")])
+def test_what_runs_took_is_told_in_minutes(seconds, words):
+    assert minutes([{"seconds": seconds - 20}, {}, {"seconds": 20}]) == words
 
 
 def test_summary_names_the_leader_and_the_budget(root, table):
