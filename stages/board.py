@@ -518,7 +518,7 @@ def failures(board: Board) -> list[str]:
         for row in board.rows:
             if count := row.statuses[status]:
                 details = f"; {row.details(status)}" if row.details(status) else ""
-                names.append(f"{row.entry.name} ({count} of {seeds(len(board.seeds))}{details})")
+                names.append(f"{row.entry.name} ({count} of {counted(len(board.seeds), 'seed')}{details})")
         if names:
             sentences.append(f"{status.capitalize()}: {listed(names)}.")
     return sentences or ["Every run finished."]
@@ -545,12 +545,13 @@ def budget(board: Board) -> list[str]:
 
 def minutes(results: Iterable[dict[str, Any]]) -> str:
     """What a stage took in all runs, from what they recorded of it."""
-    count = round(sum(found.get("seconds", 0) for found in results) / 60)
-    return f"{count:,} minute{'s' * (count != 1)}"
+    return counted(sum(found.get("seconds", 0) for found in results) / 60, "minute")
 
 
-def seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count > 1)}"
+def counted(amount: float, noun: str) -> str:
+    """To a whole number, as in `1 minute` and `3 seeds`."""
+    count = round(amount)
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def percent(estimate: Estimate) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from . import figures
-from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, summary
+from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, counted, summary
 from .results import CONTROLS
 from .schedule import Schedule
 from .speed_report import Speed
@@ -51,7 +51,7 @@ def render(boards: list[Board], speed: Speed, schedule: Schedule) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (number, signed, correlation, image, webp, title, code)
+    filters = (number, counted, signed, correlation, image, webp, title, code)
     templates.filters |= {filter.__name__: filter for filter in filters}
     templates.globals |= {
         "FIRST": FIRST,

@@ -203,7 +203,7 @@ def resample(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
 
 @torch.library.custom_op("ssl_methods::sample", mutates_args=())
 def _sample(x: Tensor, grid: Tensor) -> Tensor:
-    """`grid_sample`, bilinear, edges repeated. torch's compiler takes it as it is: its own takes ten times as long."""
+    """`grid_sample`, bilinear, edges repeated. torch's compiler takes it as it is: its own is several times as slow."""
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
