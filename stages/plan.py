@@ -11,10 +11,12 @@ from typing import Any
 
 from ssl_methods import load_modality
 
-from . import datasets, devices, files
-from .command import command
-from .fingerprint import fingerprint
-from .settings import RESOLVED, InputError, Settings, pick, read
+from . import datasets
+from .common import files
+from .common.command import command
+from .common.fingerprint import fingerprint
+from .common.settings import RESOLVED, InputError, Settings, pick, read
+from .training import devices
 
 READ = (  # of a modality, by evaluation
     "columns",
@@ -59,7 +61,7 @@ def evaluate_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
 
 
 def sweep_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
-    from .sweep import space_of  # here, because it imports optuna and, in turn, this module
+    from .sweep import space_of
 
     sweep = pick(f"benchmark.{modality}.sweeps", "sweep", name, settings.sweeps)
     space_of(settings.entry(modality, name), sweep)
@@ -75,10 +77,10 @@ RESOLVE = {"prepare": prepare_of, "pretrain": pretrain_of, "evaluate": evaluate_
 
 def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
     """The plan, with the fingerprint of the code that each row reaches; `root` is the repository."""
-    pretrain = [f"stages.pretrain:{name}" for name in ("train", "write", "record")]
-    evaluate = ["stages.evaluate:evaluate"]
+    pretrain = ["stages.training.loop:train", "stages.training.record:write", "stages.training.record:record"]
+    evaluate = ["stages.measures.protocol:evaluate"]
     sweep = [f"stages.sweep:{name}" for name in ("space_of", "DrawSampler", "score", "results_of", "adoption")]
-    sweep += ["stages.sweep_report:write"]
+    sweep += ["stages.sweeping.outcome:write"]
     for modality, block in plan["prepare"].items():
         tables = sorted((root / "stages/datasets").glob("*.csv"))
         prepare = ["stages.prepare:prepare", f"stages.datasets.{block['data']}:load"]

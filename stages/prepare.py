@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from . import datasets, files
-from .command import command
+from . import datasets
+from .common import files
+from .common.command import command
+from .common.settings import InputError
 from .datasets import Columns, Dataset
 from .plan import lookup
-from .settings import InputError
 
 SPLITS = ("train", "validation", "test")
 LISTED = 20  # of the skipped files, in the manifest

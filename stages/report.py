@@ -13,16 +13,16 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import page, speed_report
-from .board import HEALTH, MEASURES, PREDICTORS, Board, Cell, Row, board
-from .command import command
-from .files import replacing
-from .markdown import readme_table, report
-from .paper import paper
-from .results import Entry, Modality, Results, read
-from .schedule import schedule
-from .speed_report import Speed
-from .statistics import Correlation
+from .common.command import command
+from .common.files import replacing
+from .reporting import page, speed_report
+from .reporting.board import HEALTH, MEASURES, PREDICTORS, Board, Cell, Row, board
+from .reporting.markdown import readme_table, report
+from .reporting.paper import paper
+from .reporting.results import Entry, Modality, Results, read
+from .reporting.schedule import schedule
+from .reporting.speed_report import Speed
+from .reporting.statistics import Correlation
 
 LEADERBOARD = (
     *("modality", "method", "measure", "mean", "low", "high", "n", "standing", "difference", "p_holm"),

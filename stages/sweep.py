@@ -37,14 +37,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 import ssl_methods
 
-from . import evaluate, plan, pretrain
-from .checkpoint import SCRATCH
-from .columns import manifest
-from .command import command
-from .devices import key_of
-from .fingerprint import fingerprint
-from .settings import Entry, Evaluation, InputError, Range, Sweep, Training, check, one_line, parse, read
-from .sweep_report import Result, best_of, write
+from . import plan
+from .common.command import command
+from .common.fingerprint import fingerprint
+from .common.settings import Entry, Evaluation, InputError, Range, Sweep, Training, check, one_line, parse, read
+from .measures.protocol import validation_score
+from .sweeping.outcome import Result, best_of, write
+from .training.checkpoint import SCRATCH
+from .training.columns import manifest
+from .training.devices import key_of
+from .training.loop import train
 
 # What a space may name beside the method's own settings: nothing that changes how many samples are seen.
 TRAINING = ("batch_size", "lr", "weight_decay", "warmup", "clip")
@@ -364,7 +366,7 @@ def run(study: optuna.Study, trial: Trial, search: Search, objective: Objective)
 
     One that diverged is None, and pruned in Optuna's words: worse than any score, and no score is made up for it.
     """
-    from . import tracking  # here, so that what only watches is no part of what a result depends on
+    from .tracking import runs as tracking
 
     entry, number = variant(search, trial.params), number_of(study, trial)
     try:
@@ -407,10 +409,10 @@ def progress(
 
 def score(entry: Entry, log: Log, *, folder: Path, seed: int, protocol: Evaluation) -> float | None:
     """Pretrains on the train split of `folder`, and scores the encoder on validation, in percent; None: it diverged."""
-    trained = pretrain.train(entry, folder, seed, log=log)
+    trained = train(entry, folder, seed, log=log)
     if trained.status != "ok":
         return None
-    return evaluate.validation_score(trained.method.encoder, entry.modality, folder, protocol)
+    return validation_score(trained.method.encoder, entry.modality, folder, protocol)
 
 
 def search_of(modality: str, name: str, planned: dict[str, Any], data: dict[str, Any]) -> Search:

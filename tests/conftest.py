@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages import settings
+from stages.common import settings
 
 ROOT = Path(__file__).parent.parent
 

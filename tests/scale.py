@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from stages.columns import Columns
+from stages.training.columns import Columns
 
 BATCH = 256
 SIZES = {  # rows, side of a picture in pixels

@@ -18,8 +18,8 @@ from annotated_types import Ge
 
 from ssl_methods import unknown
 
-from ..settings import InputError, one_line
-from ..settings import check as check_settings
+from ..common.settings import InputError, one_line
+from ..common.settings import check as check_settings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -22,7 +22,7 @@ from annotated_types import Ge
 
 from ssl_methods.modalities.text import CLS, MASK, PAD, SEP, UNK
 
-from ..settings import InputError
+from ..common.settings import InputError
 from . import Dataset, take
 
 if TYPE_CHECKING:

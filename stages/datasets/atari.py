@@ -29,7 +29,7 @@ from annotated_types import Interval, MinLen
 
 from ssl_methods import Count, unknown
 
-from ..settings import InputError
+from ..common.settings import InputError
 from . import Columns, Dataset, Seed, _emulator, one_line
 from ._sound import log_mel
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ssl_methods import Count, Fraction
 
-from ..settings import InputError, one_line
+from ..common.settings import InputError, one_line
 from . import Dataset, Seed, take
 from ._captions import add_captions
 from ._folder import LARGEST_FILE, Kind, Place, Skipped, complain, deal, find_places, locate, reader

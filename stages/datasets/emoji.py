@@ -23,7 +23,7 @@ import numpy as np
 
 from ssl_methods import Count, Fraction
 
-from ..settings import InputError
+from ..common.settings import InputError
 from . import Dataset, Seed, picture, split_rows, take
 
 TABLE = Path(__file__).with_name("emoji_groups.csv")

@@ -25,7 +25,7 @@ import numpy as np
 
 from ssl_methods import Count, Fraction
 
-from ..settings import InputError
+from ..common.settings import InputError
 from . import Columns, Dataset, Seed, picture, take
 from ._folder import Kind, Skipped, complain, deal, find_places, locate
 from ._sound import log_mel

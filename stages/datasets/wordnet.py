@@ -23,7 +23,7 @@ import numpy as np
 
 from ssl_methods import Count, Fraction
 
-from ..settings import InputError
+from ..common.settings import InputError
 from . import Dataset, Seed, split_rows
 from ._text import Length, Row, build, linked
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..optimizers import optimizer_of, pace
-from ..settings import FineTuning
+from ..common.settings import FineTuning
+from ..training.optimizers import optimizer_of, pace
 from . import accuracy, best
 
 Batch = dict[str, Tensor]

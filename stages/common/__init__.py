@@ -1,0 +1,1 @@
+"""What all stages share: settings, fingerprints, files, progress."""

@@ -1,0 +1,1 @@
+"""Many stages at a time: on one machine, on a cluster."""

@@ -1,0 +1,1 @@
+"""MLflow, a window on the files under metrics/ and reports/."""

@@ -1,0 +1,1 @@
+"""One run of pretraining: data columns, devices, the loop, checkpoints, processes."""

@@ -1,0 +1,124 @@
+"""Which device and precision a run uses, and how it says so."""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import flop_counter
+
+from ..common.settings import InputError
+
+EXEMPT = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # of an optimizer, from being compiled
+
+
+def choose(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: unknown device {name!r}; expected auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device: {name} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; "
+            "set `device: auto` in the training profile"
+        )
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies matrices in it, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Lets the C library keep what torch frees: activations come and go every step, and fetching them anew from the
+    system cost a fifth of a training step on a CPU. Does nothing where the C library is not glibc.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # the names of mallopt(3) in malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+@functools.cache
+def leave_compiler_out() -> None:
+    """Keeps torch's optimizers, and its counter of operations, from importing its compiler, which takes two seconds.
+
+    They import it only to tell it to pass them by, and nothing here compiles them. Does nothing to a torch that makes
+    them otherwise.
+    """
+    exempt = [getattr(torch.optim.Optimizer, name) for name in EXEMPT]
+    for function in [*exempt, getattr(flop_counter._FlopCounterMode, "__torch_dispatch__", None)]:
+        if plain := getattr(function, "__wrapped__", None):
+            plain.__dynamo_disable = plain  # the answer, which it would otherwise fetch from the compiler
+    for kind in (torch.optim.AdamW, torch.optim.SGD):
+        if plain := getattr(kind.step, "__wrapped__", None):
+            kind.step = torch.no_grad()(plain)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 faster than in float32: with AMX, or with AMD's AVX-512 BF16,
+    measured at two to four times float32. Intel's AVX-512 BF16, without AMX, was measured at half of it.
+    """
+    has = torch.cpu.get_capabilities().get
+    return has("amx_bf16", False) or (has("avx512_bf16", False) and has("cpu_name", "").startswith("AMD"))
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, as in `cpu: AMD EPYC, 2 threads`."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    return f"cpu: {name}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process has held: on the GPU where it ran there, else in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux has its own account; what getrusage says there begins with what the parent held.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def name_of(precision: torch.dtype) -> str:
+    """As params.yaml spells it: `float32`."""
+    return str(precision).removeprefix("torch.")
+
+
+def provenance(
+    planned: dict[str, Any], data: dict[str, Any], device: torch.device, precision: torch.dtype
+) -> dict[str, Any]:
+    """Where a number comes from: hashes of settings, code and data; the device, the precision, the versions."""
+    settings = {key: value for key, value in planned.items() if key != "code"}
+    return {
+        "config": key_of(settings),
+        "code": planned["code"],
+        "data": data["hash"][:12],
+        "device": describe(device),
+        "precision": name_of(precision),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def key_of(content: Any) -> str:
+    """Twelve hex digits that stand for anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

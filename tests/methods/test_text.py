@@ -1,0 +1,465 @@
+"""Text: the encoder, its views and losses, and what each method must learn."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from test_methods import FACTS, small, trained_on
+from torch import nn
+
+from ssl_methods.encoders import BagOfWords, Dropout, TextTransformer, at
+from ssl_methods.generative.gpt import GPT
+from ssl_methods.masked.electra import detection_loss, draw_words
+from ssl_methods.modalities import text
+from ssl_methods.parts import (
+    CrossEntropy,
+    OrderHead,
+    TokenHead,
+    Unigram,
+    counted,
+    info_nce,
+    token_accuracy,
+    token_loss,
+)
+from stages.common.settings import InputError
+from stages.training.loop import build_method
+
+LONG = torch.cat([torch.tensor([[1]]), torch.arange(5, 65)[None], torch.tensor([[2, 0, 0]])], dim=1).int()  # 60 words
+
+
+@pytest.fixture
+def encoder() -> TextTransformer:
+    torch.manual_seed(0)
+    return TextTransformer(vocabulary=35, length=12, width=16, depth=2, heads=2).eval()
+
+
+@pytest.fixture
+def causal() -> TextTransformer:
+    torch.manual_seed(0)
+    return TextTransformer(vocabulary=35, length=12, width=16, depth=2, heads=2, causal=True).eval()
+
+
+# The encoder
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_neither_padding_nor_neighbours_change_an_embedding(kind, request, sentences):
+    encoder, ids = request.getfixturevalue(kind), sentences["token"][:8]
+    together, padded = encoder.depths(ids), encoder.depths(F.pad(ids, (0, 9)))
+    for row in range(8):
+        alone = encoder.depths(ids[row : row + 1, : int((ids[row] > 0).sum())])
+        for depth, features in alone.items():
+            torch.testing.assert_close(together[depth][row], features[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(padded[depth][row], features[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_causal_token_knows_nothing_of_those_after_it(causal, sentences):
+    method = GPT(causal, vocabulary=35).eval()
+    ids = sentences["token"][:4]
+    before = method.predict(ids)
+    for t in range(1, 12):
+        changed = ids.clone()
+        changed[:, t] = (changed[:, t] + 7) % 35
+        after = method.predict(changed)
+        torch.testing.assert_close(after[:, :t], before[:, :t], rtol=0, atol=0)
+        assert not after[:, t].allclose(before[:, t])
+
+
+def test_other_encoders_see_both_ways(encoder, sentences):
+    ids = sentences["token"][:1].clone()
+    before = encoder.tokens(ids)[:, 1]
+    ids[0, 3] = 30
+    assert not encoder.tokens(ids)[:, 1].allclose(before)
+
+
+def test_a_causal_encoder_is_read_at_its_last_token(causal, sentences):
+    ids = sentences["token"][:5]
+    ends = (ids == text.SEP).nonzero()[:, 1]
+    torch.testing.assert_close(causal.depths(ids)["block 2 last"], causal.tokens(ids)[torch.arange(5), ends])
+
+
+def test_dropout_is_for_training_alone(encoder, sentences):
+    ids = sentences["token"][:4]
+    assert encoder(ids).equal(encoder(ids))
+    encoder.train()
+    assert not encoder(ids).equal(encoder(ids))
+
+
+@pytest.mark.parametrize(("p", "dropped"), [(0.0, 0.0), (0.3, 77 / 256), (0.5, 0.5), (1.0, 255 / 256)])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dropped):
+    x = torch.ones(4000, 130, requires_grad=True)  # no multiple of the eight units that share a number
+    y = Dropout(p)(x)
+    kept = (y > 0).float()
+    error = (dropped * (1 - dropped) / y.numel()) ** 0.5
+    assert kept.mean().item() == pytest.approx(1 - dropped, abs=5 * error)
+    assert kept.mean(0).std().item() == pytest.approx((dropped * (1 - dropped) / 4000) ** 0.5, rel=0.5)  # no unit more
+    torch.testing.assert_close(y, kept / (1 - dropped))
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, kept / (1 - dropped))
+
+
+def test_dropout_drops_every_unit_for_itself():
+    torch.manual_seed(0)
+    kept = (Dropout(0.3)(torch.ones(40_000, 24)) > 0).float()
+    across = torch.corrcoef(kept.T) - torch.eye(24)
+    along = torch.corrcoef(torch.stack([kept[:-1].flatten(), kept[1:].flatten()]))[0, 1]
+    assert across.abs().max() < 5 / 40_000**0.5
+    assert along.abs() < 5 / kept.numel() ** 0.5
+    assert torch.equal(Dropout(0.3).eval()(kept), kept)
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error():
+    with pytest.raises(ValueError, match="`heads` 3 to divide `width` 16"):
+        TextTransformer(vocabulary=35, length=12, width=16, heads=3)
+
+
+def test_tfidf_is_scikit_learns(sentences):
+    ids = sentences["token"][:64]
+    encoder = BagOfWords(vocabulary=35, width=4)
+    texts = [" ".join(f"w{i}" for i in row[row > 3].tolist()) for row in ids]
+    theirs = TfidfVectorizer(vocabulary=[f"w{i}" for i in range(35)]).fit(texts)
+    counts = (encoder.counts(ids) > 0).sum(0)
+    encoder.idf.data = 1 + ((1 + 64) / (1 + counts)).log()
+    expected = torch.from_numpy(theirs.transform(texts).toarray()).float()
+    torch.testing.assert_close(encoder.weighted(ids).detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lsa_is_scikit_learns(params, sentences, tmp_path):
+    method, _ = trained_on(sentences, small(params.entry("text", "lsa")), tmp_path, steps=6 * 8)
+    x = method.encoder.weighted(sentences["token"]).detach()
+    ours = method.encoder(sentences["token"]).detach()
+    theirs = torch.from_numpy(TruncatedSVD(8, algorithm="arpack").fit_transform(x.double().numpy())).float()
+    torch.testing.assert_close(ours.abs(), theirs.abs(), rtol=1e-3, atol=1e-3)  # an axis may point either way
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_transformer_is_torchs_with_the_same_weights(causal):
+    torch.manual_seed(0)
+    ours = TextTransformer(vocabulary=35, length=12, width=32, depth=2, heads=2, dropout=0.0, causal=causal).eval()
+    width = ours.dim
+    layer = nn.TransformerEncoderLayer(width, 2, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+    theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False).eval()
+    names = {
+        "attention.qkv.weight": "self_attn.in_proj_weight",
+        "attention.qkv.bias": "self_attn.in_proj_bias",
+        "attention.out": "self_attn.out_proj",
+        "mlp.0": "linear1",
+        "mlp.2": "linear2",
+        "blocks": "layers",
+    }
+    copied = {}
+    for name, weight in ours.transformer.state_dict().items():
+        for mine, its in names.items():
+            name = name.replace(mine, its)
+        copied[name] = weight + 0.1 * torch.randn_like(weight)
+    theirs.load_state_dict(copied)
+    ours.transformer.load_state_dict(dict(zip(ours.transformer.state_dict(), copied.values(), strict=True)))
+    ids = torch.randint(5, 30, (3, 12)).masked_fill(torch.arange(12) >= torch.tensor([[12], [7], [9]]), 0)
+    hidden = {"mask": torch.ones(12, 12).triu(1).bool()} if causal else {"src_key_padding_mask": ids == 0}
+    real = ids > 0
+    torch.testing.assert_close(ours.tokens(ids)[real], theirs(ours.enter(ids), **hidden)[real], rtol=1e-4, atol=1e-5)
+
+
+# What is hidden, and what is paired
+
+
+def test_masking_is_berts():
+    torch.manual_seed(0)
+    ids = LONG.repeat(4000, 1)
+    places, chosen = text.choose(ids, 0.15)
+    assert chosen.sum(1).eq(9).all()  # 15 % of 60
+    old = ids.gather(1, places)[chosen]
+    assert old.min() > text.MASK  # no special token
+    assert places[chosen.all(1)].sort(1).values.diff(dim=1).gt(0).all()  # no word twice
+    share = torch.bincount(old, minlength=65)[5:] / len(old)
+    assert (share - 1 / 60).abs().max() < 0.004  # all alike
+    new = text.corrupt(ids, places, chosen, 65).gather(1, places)[chosen]
+    hidden, kept = (new == text.MASK).float().mean().item(), (new == old).float().mean().item()
+    assert hidden == pytest.approx(0.8, abs=0.01)
+    assert kept == pytest.approx(0.1 + 0.1 / 60, abs=0.01)
+    assert new[new != text.MASK].min() > text.UNK
+
+
+def test_what_is_not_chosen_stays():
+    torch.manual_seed(0)
+    ids = torch.cat([LONG, LONG.where(torch.arange(64) < 8, 0)])  # 60 words, and 7
+    places, chosen = text.choose(ids, 0.15)
+    assert chosen.sum(1).tolist() == [9, 1]
+    changed = text.corrupt(ids, places, chosen, 65) != ids
+    assert not (changed & ~torch.zeros_like(ids).bool().scatter(1, places, chosen)).any()
+
+
+def test_half_of_the_pairs_are_true_and_no_false_one_is():
+    torch.manual_seed(0)
+    n = 4000
+    ids = torch.stack([torch.ones(n), torch.arange(n) + 5, torch.full((n,), 2)], 1).int()
+    follows = ids + torch.tensor([0, n, 0]).int()
+    pair, true, counts = text.pairs(ids, follows)
+    assert pair.shape == (n, 6)
+    assert not pair[:, 5].any()
+    assert counts.all()
+    assert ((pair[:, 3] - pair[:, 1] == n) == true).all()
+    assert true.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert torch.bincount(pair[~true][:, 3]).max() < 10  # false ones are of all the batch
+
+
+def test_pairs_without_a_next_do_not_count():
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 5, 2]]).repeat(8, 1).int()
+    follows = ids * (torch.arange(8) < 4).int()[:, None]
+    for _ in range(20):
+        _, _, counts = text.pairs(ids, follows)
+        assert not counts[4:].any()
+    assert not text.pairs(ids, follows * 0)[2].any()
+
+
+def test_partners_are_headlines_and_the_means_of_their_articles():
+    h = torch.arange(12.0).view(6, 2)
+    found = text.partners({"text": {"block 1": h * 0, "block 2": h}}, {"document": torch.tensor([7, 7, 3, 9, 7, 9])})
+    headlines, articles = found["headline to article"].values()
+    assert headlines.tolist() == [[0, 1], [6, 7]]  # of 7 and of 9; 3 is a single sentence
+    assert articles.tolist() == [[5, 6], [10, 11]]
+    assert text.partners({"text": {"block 1": h}}, {"document": torch.arange(6)}) == {}
+
+
+# Losses
+
+
+def test_token_loss_is_the_mean_over_what_counts():
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, 4, 7, requires_grad=True), torch.randint(7, (3, 4))
+    counts = torch.rand(3, 4) < 0.5
+    counts[0, 0] = True
+    expected = [
+        math.log(sum(math.exp(x) for x in logits[n, k].tolist())) - logits[n, k, target[n, k]].item()
+        for n, k in counts.nonzero().tolist()
+    ]
+    loss = token_loss(logits, target, counts)
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    loss.backward()
+    assert not logits.grad[~counts].any()
+    assert token_loss(torch.zeros(3, 4, 7), target, counts).item() == pytest.approx(math.log(7))
+    assert token_loss(logits, target, counts & False).item() == 0
+
+
+def test_token_accuracy_is_the_share_told_right_of_what_counts():
+    torch.manual_seed(0)
+    logits, target = torch.randn(5, 4, 7), torch.randint(7, (5, 4), dtype=torch.int32)
+    logits[0].scatter_(1, target[0, :, None].long(), 9.0)  # all right
+    counts = torch.tensor([[True, True, False, True]] * 3 + [[False] * 4] * 2)
+    right = [int(logits[n, k].argmax()) == int(target[n, k]) for n, k in counts.nonzero().tolist()]
+    assert token_accuracy(logits, target, counts).item() == pytest.approx(sum(right) / 9)
+    assert 0 < sum(right) < 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_of_some_rows_at_once_is_torchs(dtype, monkeypatch):
+    """Also where the last rows do not fill a block, and for logits that are far apart."""
+    monkeypatch.setattr(CrossEntropy, "BLOCK", 3 * 7)
+    torch.manual_seed(0)
+    logits, target, above = 30 * torch.randn(10, 7), torch.randint(7, (10,)), torch.randn(10)
+    ours, torchs = (logits.to(dtype).requires_grad_() for _ in range(2))
+    found = CrossEntropy.apply(ours, target)
+    expected = F.cross_entropy(torchs.float(), target, reduction="none")
+    (found @ above).backward()
+    (expected @ above).backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours.grad, torchs.grad)
+
+
+def test_info_nce_is_its_equation():
+    torch.manual_seed(0)
+    q, k = torch.randn(5, 8), torch.randn(5, 8)
+    cosine = [[F.cosine_similarity(q[i], k[j], dim=0).item() for j in range(5)] for i in range(5)]
+    expected = [
+        -math.log(math.exp(cosine[i][i] / 0.3) / sum(math.exp(cosine[i][j] / 0.3) for j in range(5))) for i in range(5)
+    ]
+    assert info_nce(q, k, 0.3).item() == pytest.approx(sum(expected) / 5, rel=1e-5)
+    assert info_nce(torch.ones(5, 8), torch.ones(5, 8), 0.3).item() == pytest.approx(math.log(5))
+    assert info_nce(torch.eye(5), torch.eye(5), 1.0).item() == pytest.approx(math.log(1 + 4 / math.e))
+
+
+def test_the_frequencies_are_those_of_what_was_read():
+    unigram = Unigram(8)
+    unigram.add(torch.tensor([[5, 5, 6, 0], [5, 7, 0, 0]]).int())
+    assert unigram.counts.tolist() == [1, 1, 1, 1, 1, 4, 2, 2]  # each began at 1; padding does not count
+    target, counts = torch.tensor([[5, 6, 0]]), torch.tensor([[True, True, False]])
+    assert unigram.loss(target, counts).item() == pytest.approx(-(math.log(4 / 13) + math.log(2 / 13)) / 2)
+
+
+def test_tokens_are_those_at_the_places():
+    h = torch.randn(2, 5, 6)
+    found = at(h, torch.tensor([[3, 0], [4, 4]]))
+    assert found.equal(torch.stack([h[0, [3, 0]], h[1, [4, 4]]]))
+
+
+def test_the_token_head_compares_with_the_embeddings():
+    torch.manual_seed(0)
+    head, h, embeddings = TokenHead(6, 9), torch.randn(2, 5, 6), torch.randn(9, 6)
+    head.bias.data.normal_()
+    torch.testing.assert_close(head(h, embeddings)[1, 4], head.transform(h[1, 4]) @ embeddings.T + head.bias)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_what_counts_is_kept_in_order_and_most_of_the_rest_is_not(share):
+    torch.manual_seed(0)
+    counts, values, targets = torch.rand(30, 20) < share, torch.randn(30, 20, 3), torch.randint(9, (30, 20))
+    kept, h, target = counted(counts, values, targets)
+    assert len(kept) == min(-(-int(counts.sum()) // 64) * 64, 600) == len(h) == len(target)
+    assert h[kept].equal(values[counts])
+    assert target[kept].equal(targets[counts])
+    everything = counted(*(x.to("meta") for x in (counts, values, targets)))
+    assert [tuple(x.shape) for x in everything] == [(600,), (600, 3), (600,)]
+
+
+def test_a_loss_is_the_same_without_most_of_what_does_not_count():
+    torch.manual_seed(0)
+    counts, logits, target = torch.rand(30, 20) < 0.3, torch.randn(30, 20, 9), torch.randint(9, (30, 20))
+    few, whole = (logits.clone().requires_grad_() for _ in range(2))
+    kept, rows, wanted = counted(counts, few, target)
+    found, expected = token_loss(rows, wanted, kept), token_loss(whole, target, counts)
+    torch.testing.assert_close(found, expected)
+    found.backward(), expected.backward()
+    torch.testing.assert_close(few.grad, whole.grad)
+    torch.testing.assert_close(token_accuracy(rows, wanted, kept), token_accuracy(logits, target, counts))
+
+
+def test_the_order_head_counts_what_it_is_told_to():
+    torch.manual_seed(0)
+    head, u, v = OrderHead(6), torch.randn(4, 6), torch.randn(4, 6)
+    logits = head.layers(torch.stack([torch.cat([a * b, (a - b).abs()]) for a, b in zip(u, v, strict=True)]))[:, 0]
+    right = torch.tensor([logits[0] > 0, logits[1] <= 0, logits[2] > 0, logits[3] > 0])
+    loss, share = head(u, v, right, torch.tensor([True, True, False, False]))
+    assert share.item() == 0.5
+    expected = -(
+        F.logsigmoid(logits[0] if right[0] else -logits[0]) + F.logsigmoid(logits[1] if right[1] else -logits[1])
+    )
+    torch.testing.assert_close(loss, expected / 2)
+
+
+def test_the_means_of_a_pair_are_those_of_its_sentences(sentences):
+    ids, follows = sentences["token"][:8], sentences["next"][:8].clone()
+    follows[3] = 0  # nothing follows
+    pair = torch.cat([ids, follows[:, 1:]], dim=1)
+    h = torch.randn(*pair.shape, 5)
+    encoder = TextTransformer(vocabulary=9, length=12, width=8, depth=1, heads=2)
+    u, v = text.means(encoder, h, pair)
+    for row in range(8):
+        torch.testing.assert_close(u[row], h[row, :12][ids[row] > 0].mean(0))
+        after = h[row, 12:][follows[row, 1:] > 0]
+        torch.testing.assert_close(v[row], after.mean(0) if len(after) else torch.zeros(5))
+
+
+def test_drawn_words_have_the_models_distribution():
+    torch.manual_seed(0)
+    p = torch.tensor([0.5, 0.3, 0.2])
+    drawn = draw_words(p.log().expand(20000, 3), torch.rand(20000))
+    torch.testing.assert_close(torch.bincount(drawn) / 20000, p, rtol=0, atol=0.02)
+
+
+def test_electra_replaces_some_of_the_words_it_hides_and_nothing_else(params, sentences, monkeypatch):
+    method, ids = build_method(small(params.entry("text", "electra")), FACTS, seed=0), sentences["token"][:20]
+    read, places, chosen = [], *text.choose(ids, method.mask)
+    monkeypatch.setattr(
+        method.encoder, "tokens", lambda ids: read.append(ids) or TextTransformer.tokens(method.encoder, ids)
+    )
+    monkeypatch.setattr(text, "choose", lambda *_: (places, chosen))
+    method({"token": ids})
+    hidden = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, chosen)
+    (corrupted,) = read
+    assert corrupted.dtype is ids.dtype
+    assert corrupted[~hidden].equal(ids[~hidden])
+    assert 0 < (corrupted != ids).sum() <= hidden.sum()
+
+
+def test_detection_loss_is_its_equation():
+    logits = torch.tensor([[0.0, 2.0, -1.0]])
+    replaced, words = torch.tensor([[True, False, True]]), torch.tensor([[True, True, False]])
+    expected = (math.log(2) + math.log(1 + math.exp(2))) / 2
+    assert detection_loss(logits, replaced, words).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_supervised_passes_over_unlabelled_sentences(params, sentences):
+    method = build_method(small(params.entry("text", "supervised_text")), FACTS, seed=0).eval()
+    batch = {"token": sentences["token"][:6], "label": torch.tensor([0, -1, 2, -1, -1, 1])}
+    known = batch["label"] >= 0
+    expected = F.cross_entropy(method.head(method.encoder(batch["token"][known])), batch["label"][known])
+    torch.testing.assert_close(method(batch)[0], expected)
+    loss, extras = method({**batch, "label": torch.full((6,), -1)})
+    assert (loss.item(), extras["accuracy"].item()) == (0, 0)
+    loss.backward()
+
+
+def test_gpt_refuses_an_encoder_that_sees_ahead(params):
+    entry = params.entry("text", "gpt")
+    with pytest.raises(InputError, match="must be `causal: true`"):
+        build_method(entry.model_copy(update={"encoder": params.entry("text", "mlm").encoder}), FACTS, seed=0)
+
+
+# What they learn, of sentences whose words come in turn
+
+
+def learnt(params, sentences, folder, name: str, steps: int = 400, **hyper):
+    """The method, and the numbers of the last point of its curve."""
+    method, curve = trained_on(sentences, small(params.entry("text", name), **hyper), folder, steps)
+    return method.eval(), curve[-1]
+
+
+def test_mlm_tells_hidden_words_from_their_neighbours(params, sentences, tmp_path):
+    _, last = learnt(params, sentences, tmp_path, "mlm", mask=0.15)  # so that most words have both neighbours
+    assert last["nats"] < 0.6 * last["unigram"]  # to know the topic alone is 0.65
+    assert last["accuracy"] > 0.25  # and of its words 0.1
+
+
+def test_gpt_tells_the_next_word_and_writes_like_what_it_read(params, sentences, tmp_path):
+    method, last = learnt(params, sentences, tmp_path, "gpt", 200)
+    assert last["nats"] < 0.6 * last["unigram"]
+    torch.manual_seed(0)
+    said = method.say(64)
+    assert said.shape == (64, 12)
+    assert (said[:, 0] == text.CLS).all()
+    assert not (said[:, 1:] == text.CLS).any()
+    ended = (said == text.SEP).cumsum(1).cumsum(1) > 1
+    assert not said[ended].any()  # nothing but padding behind the end
+    words = (said[:, 1:-1] > text.UNK) & (said[:, 2:] > text.UNK)
+    in_turn = (said[:, 2:] - said[:, 1:-1] - 1) % 10 == 0
+    assert in_turn[words].float().mean() > 0.7
+
+
+def test_nsp_tells_what_follows(params, sentences, tmp_path):
+    _, last = learnt(params, sentences, tmp_path, "nsp", 300)
+    assert last["next"] > 0.7  # two in three false ones are of another topic
+
+
+def test_bert_does_both(params, sentences, tmp_path):
+    _, last = learnt(params, sentences, tmp_path, "bert")
+    assert last["nats"] < 0.7 * last["unigram"]
+    assert last["next"] > 0.65
+
+
+def test_electra_finds_replaced_words(params, sentences, tmp_path):
+    method, last = learnt(params, sentences, tmp_path, "electra")
+    assert last["nats"] < 0.7 * last["unigram"]
+    ids = sentences["token"]
+    place = torch.randint(1, 5, (256, 1))  # of a word: each sentence has four
+    other = 5 + (ids.gather(1, place) - 5 + torch.randint(1, 30, (256, 1))) % 30
+    doubt = method.detector(method.encoder.tokens(ids.scatter(1, place, other.int())))[..., 0]
+    replaced = torch.zeros_like(ids).bool().scatter(1, place, True)
+    above = doubt[replaced][:, None] > doubt[~replaced & (ids > text.UNK)]
+    assert above.float().mean() > 0.8  # the area under the ROC curve
+
+
+def test_simcse_tells_sentences_apart_whatever_is_dropped(params, sentences, tmp_path):
+    def matched(encoder: TextTransformer) -> float:
+        torch.manual_seed(1)
+        ids = sentences["token"].unique(dim=0)
+        with torch.no_grad():
+            a, b = (F.normalize(encoder.train()(ids), dim=1) for _ in range(2))
+        return ((a @ b.T).argmax(1) == torch.arange(len(ids))).float().mean().item()
+
+    entry = small(params.entry("text", "simcse"))
+    method, _ = trained_on(sentences, entry, tmp_path, 200, lr=1e-2)
+    assert matched(method.encoder) > matched(build_method(entry, FACTS, seed=0).encoder) + 0.05
