@@ -420,8 +420,8 @@ def test_every_module_here_has_a_fingerprint(name):
 
 def test_prints_what_a_fingerprint_is_made_of(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr("sys.argv", ["fingerprint", "stages.fingerprint:fingerprint"])
+    monkeypatch.setattr("sys.argv", ["fingerprint", "stages.common.fingerprint:fingerprint"])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.endswith(" stages.settings:InputError") for line in lines)
-    assert lines[-1] == f"{fingerprint(['stages.fingerprint:fingerprint'], REPOSITORY)} together"
+    assert any(line.endswith(" stages.common.settings:InputError") for line in lines)
+    assert lines[-1] == f"{fingerprint(['stages.common.fingerprint:fingerprint'], REPOSITORY)} together"
