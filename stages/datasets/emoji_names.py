@@ -12,8 +12,8 @@ from typing import Literal
 from ssl_methods import Count, Fraction
 
 from . import Dataset, Seed, emoji
-from ._captions import add_captions
-from ._text import Length
+from .reading.captions import add_captions
+from .reading.text import Length
 
 
 def load(

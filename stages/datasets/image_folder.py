@@ -1,4 +1,4 @@
-"""Your own pictures: a folder or a .zip, labelled by its sub-folders or not (see _folder.py for where they go).
+"""Your own pictures: a folder or a .zip, labelled by its sub-folders or not (see reading/folder.py for where they go).
 
 Files that are no pictures, and damaged ones, are skipped and listed.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from ssl_methods import Count, Fraction
 
 from . import Dataset, Seed, picture, take
-from ._folder import Kind, Skipped, complain, deal, find_places, locate, reader
+from .reading.folder import Kind, Skipped, complain, deal, find_places, locate, reader
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # what a file may turn out to be, whatever its name

@@ -1,7 +1,7 @@
-"""Your own text: .txt files in a folder or a .zip, labelled by its sub-folders or not (_folder.py says how).
+"""Your own text: .txt files in a folder or a .zip, labelled by its sub-folders or not (reading/folder.py says how).
 
-A file is a document in UTF-8, and its sentences are rows, each with the document's class (see _text.py for where one
-ends: with every line, so join lines that were broken to a width). Files of another kind, without a sentence, in
+A file is a document in UTF-8, and its sentences are rows, each with the document's class. A sentence ends with every
+line (see reading/text.py), so join lines that were broken to a width. Files of another kind, without a sentence, in
 another encoding, and damaged ones are skipped and listed.
 
 Splits that are missing are taken out of train by whole documents, and equal documents stay together.
@@ -14,8 +14,8 @@ import numpy as np
 from ssl_methods import Count, Fraction
 
 from . import Dataset, Seed
-from ._folder import LARGEST_FILE, Kind, Skipped, complain, deal, find_places, locate, reader
-from ._text import Length, build, rows_of, sentences
+from .reading.folder import LARGEST_FILE, Kind, Skipped, complain, deal, find_places, locate, reader
+from .reading.text import Length, build, rows_of, sentences
 
 TEXTS = Kind("text_folder", "text", "texts", (".txt",))
 

@@ -1,9 +1,9 @@
-"""Your own clips with sound, labelled by their sub-folders or not (see `_folder`), cut into seconds.
+"""Your own clips with sound, labelled by their sub-folders or not (see reading/folder.py), cut into seconds.
 
 Columns, a row a second:
 
     video (N, F, 3, size, size) uint8    F frames spread over the second: shorter side to `size`, centre cropped
-    sound (N, ticks, mels) uint8         log-mel spectrogram, see `_sound`
+    sound (N, ticks, mels) uint8         log-mel spectrogram, see reading/sound.py
     label (N,) int64                     the class, where there are classes
     clip  (N,) int64                     the file, in sorted order; splits that are made here share none
     time  (N,) int64                     how many seconds of that clip came before
@@ -27,8 +27,8 @@ from ssl_methods import Count, Fraction
 
 from ..common.settings import InputError
 from . import Columns, Dataset, Seed, picture, take
-from ._folder import Kind, Skipped, complain, deal, find_places, locate
-from ._sound import log_mel
+from .reading.folder import Kind, Skipped, complain, deal, find_places, locate
+from .reading.sound import log_mel
 
 KIND = Kind("video_folder", "clip", "clips", (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"))
 # What a file may turn out to be, whatever its name: no playlist, which could lead anywhere.

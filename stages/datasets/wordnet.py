@@ -25,7 +25,7 @@ from ssl_methods import Count, Fraction
 
 from ..common.settings import InputError
 from . import Dataset, Seed, split_rows
-from ._text import Length, Row, build, linked
+from .reading.text import Length, Row, build, linked
 
 PARTS = ("noun", "verb", "adj", "adv")
 EXAMPLE = re.compile(r"""[;:] *"([^"]+)""")  # the last one of some glosses lacks its closing quote

@@ -20,7 +20,8 @@ from PIL import Image
 from stages import datasets
 from stages import prepare as stage
 from stages.common.settings import InputError
-from stages.datasets import _folder, carve, emoji, fashion_mnist, image_folder, picture, resize, split_rows
+from stages.datasets import carve, emoji, fashion_mnist, image_folder, picture, resize, split_rows
+from stages.datasets.reading import folder as folders
 from stages.prepare import content_hash, prepare
 
 SPLITS = ("train", "validation", "test")
@@ -480,7 +481,7 @@ def test_image_folder_refuses_files_that_unpack_to_too_much(monkeypatch, tmp_pat
     folder = paint_classes(tmp_path / "pets", 15)
     (folder / "cat" / "zeros.png").write_bytes(bytes(100_000))
     packed = archive(tmp_path / "pets.zip", folder)
-    monkeypatch.setattr(_folder, "LARGEST_FILE", 50_000)
+    monkeypatch.setattr(folders, "LARGEST_FILE", 50_000)
     assert datasets.load("image_folder", root=str(packed)).skipped == ["cat/zeros.png (too large)"]
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from stages import datasets
 from stages import prepare as stage
 from stages.datasets import Dataset, bbc_news, split_rows, wordnet
-from stages.datasets._text import Row, build, learn, linked, rows_of, sentences
+from stages.datasets.reading.text import Row, build, learn, linked, rows_of, sentences
 from stages.prepare import content_hash, prepare
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

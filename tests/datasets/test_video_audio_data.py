@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 from test_datasets import SPLITS, refuses
 
 from stages import datasets
-from stages.datasets import _emulator, atari
-from stages.datasets._sound import log_mel, mel_filters
+from stages.datasets import atari
+from stages.datasets.reading import emulator
+from stages.datasets.reading.sound import log_mel, mel_filters
 from stages.prepare import check, content_hash, prepare
 
 
@@ -154,7 +155,7 @@ def test_atari_names_a_game_that_kills_its_process():
 )
 def test_atari_names_a_game_however_its_process_ends(program, part, monkeypatch, tmp_path):
     (tmp_path / "emulator.py").write_text(program)
-    monkeypatch.setattr(_emulator, "__file__", str(tmp_path / "emulator.py"))
+    monkeypatch.setattr(emulator, "__file__", str(tmp_path / "emulator.py"))
     message = refuses(atari.play, "chess", "{}")
     assert message.startswith("the game 'chess' cannot be used")
     assert part in message
@@ -163,7 +164,7 @@ def test_atari_names_a_game_however_its_process_ends(program, part, monkeypatch,
 def test_atari_names_a_silent_game(tmp_path):
     pytest.importorskip("ale_py")
     order = {"game": "pong", "seeds": [0], "wanted": [30], "size": 8, "frames": 1, "silent": 0.0}
-    program = [sys.executable, _emulator.__file__, json.dumps(order), tmp_path / "out.npz"]
+    program = [sys.executable, emulator.__file__, json.dumps(order), tmp_path / "out.npz"]
     child = subprocess.run(program, capture_output=True, text=True)
     assert child.returncode == 1
     assert "are silent" in child.stderr

@@ -22,7 +22,8 @@ from ssl_methods.parts import info_nce
 from stages import datasets, evaluate
 from stages.common.files import write_json
 from stages.common.settings import Evaluation, Settings
-from stages.datasets import Dataset, _captions
+from stages.datasets import Dataset
+from stages.datasets.reading import captions
 from stages.measures.retrieval import retrieval
 from stages.training.loop import build_method
 
@@ -360,6 +361,6 @@ def test_the_view_is_a_square_of_most_of_the_picture(pictures):
 def test_the_vocabulary_is_learned_from_trains_captions_alone():
     splits = {split: {"image": np.zeros((1, 3, 4, 4), np.uint8)} for split in SPLITS}
     rows = {split: np.array([n]) for n, split in enumerate(SPLITS)}
-    data = _captions.add_captions(Dataset(splits, [], {}), ["abc abc", "xyz", "cab"], rows, [], length=8, vocabulary=60)
+    data = captions.add_captions(Dataset(splits, [], {}), ["abc abc", "xyz", "cab"], rows, [], length=8, vocabulary=60)
     assert data.splits["validation"]["token"][0, 1] == 4  # unknown
     assert 4 not in data.splits["test"]["token"]

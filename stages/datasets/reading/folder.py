@@ -24,8 +24,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..common.settings import InputError, one_line
-from . import split_rows
+from ...common.settings import InputError, one_line
+from .. import split_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 LARGEST_FILE = 2**28  # bytes that a file of an archive may unpack to

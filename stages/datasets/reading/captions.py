@@ -1,6 +1,6 @@
 """What data sets of pictures with captions share: a vocabulary learned from train's captions, and the classes' prompts.
 
-They have the columns `image`, `token` (N, L) int32 as in `_text`, and `label` where there are classes. A prompt is a
+They have the columns `image`, `token` (N, L) int32 as in text.py, and `label` where there are classes. A prompt is a
 text that stands for a class, by which pictures can be told without a single label; a class may have several.
 """
 
@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from . import Dataset
-from ._text import encode, learn
+from .. import Dataset
+from .text import encode, learn
 
 
 def add_captions(

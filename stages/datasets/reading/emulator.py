@@ -1,6 +1,6 @@
 """Plays one Atari game at random and writes what was seen and heard. A program of its own, which `atari` starts.
 
-    python _emulator.py '{"game": "pong", "seeds": [1], "wanted": [60], "size": 32, "frames": 4, "silent": 0.5}' out.npz
+    python emulator.py '{"game": "pong", "seeds": [1], "wanted": [60], "size": 32, "frames": 4, "silent": 0.5}' out.npz
 
 It imports nothing of this package, so that it starts quickly: some games kill the process that plays them.
 """

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..common.settings import InputError
+from ...common.settings import InputError
 
 FLOOR = 80  # dB below a full scale of 1; whatever is quieter is 0
 ROWS = 64  # transformed at a time

@@ -22,8 +22,8 @@ from annotated_types import Ge
 
 from ssl_methods.modalities.text import CLS, MASK, PAD, SEP, UNK
 
-from ..common.settings import InputError
-from . import Dataset, take
+from ...common.settings import InputError
+from .. import Dataset, take
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
