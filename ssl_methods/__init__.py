@@ -56,10 +56,13 @@ class Method(nn.Module):
         return torch.empty(0, 0, dtype=torch.int32)
 
 
+SHARED = ("encoders", "modalities", "parts")  # folders that hold no methods
+
+
 def families() -> dict[str, str]:
     """The family (folder) of every method, by name."""
     files = Path(__file__).parent.glob("*/*.py")
-    return {f.stem: f.parent.name for f in sorted(files) if f.parent.name != "modalities" and f.stem != "__init__"}
+    return {f.stem: f.parent.name for f in sorted(files) if f.parent.name not in SHARED and f.stem != "__init__"}
 
 
 def load(name: str) -> type[Method]:
@@ -82,14 +85,19 @@ def load_modality(name: str) -> ModuleType:
 
 
 def load_architecture(name: str) -> type[nn.Module]:
-    """The encoder class of that name. Raises ValueError for an unknown one."""
-    module = import_module(f"{__name__}.encoders")
-    known = [
-        c for c in vars(module) if inspect.isclass(getattr(module, c)) and issubclass(getattr(module, c), nn.Module)
-    ]
+    """The encoder class of that name in ssl_methods/encoders/*.py. Raises ValueError for an unknown one."""
+    known = architectures()
     if name not in known:
         raise ValueError(unknown("architecture", name, known))
-    return getattr(module, name)
+    return known[name]
+
+
+def architectures() -> dict[str, type[nn.Module]]:
+    """Every encoder class, by name: those with `depths`, and not the blocks that they are built of."""
+    files = (Path(__file__).parent / "encoders").glob("[!_]*.py")
+    modules = [import_module(f"{__name__}.encoders.{f.stem}") for f in sorted(files)]
+    classes = (c for module in modules for c in vars(module).values() if inspect.isclass(c))
+    return {c.__name__: c for c in classes if issubclass(c, nn.Module) and hasattr(c, "depths")}
 
 
 def build_encoder(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:

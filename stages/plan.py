@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_methods import load_modality
+from ssl_methods import load_architecture, load_modality
 
 from . import datasets
 from .common import files
 from .common.command import command
 from .common.fingerprint import fingerprint
 from .common.settings import RESOLVED, InputError, Settings, pick, read
+from .sweeping.space import check_space
 from .training import devices
 
 READ = (  # of a modality, by evaluation
@@ -61,10 +62,8 @@ def evaluate_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
 
 
 def sweep_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
-    from .sweep import space_of
-
     sweep = pick(f"benchmark.{modality}.sweeps", "sweep", name, settings.sweeps)
-    space_of(settings.entry(modality, name), sweep)
+    check_space(settings.entry(modality, name), sweep)
     return {
         "entry": pretrain_of(settings, modality, name),
         "sweep": sweep.model_dump(),
@@ -79,8 +78,8 @@ def fingerprinted(plan: dict[str, Any], root: Path) -> dict[str, Any]:
     """The plan, with the fingerprint of the code that each row reaches; `root` is the repository."""
     pretrain = ["stages.training.loop:train", "stages.training.record:write", "stages.training.record:record"]
     evaluate = ["stages.measures.protocol:evaluate"]
-    sweep = [f"stages.sweep:{name}" for name in ("space_of", "DrawSampler", "score", "results_of", "adoption")]
-    sweep += ["stages.sweeping.outcome:write"]
+    sweep = ["stages.sweep:score", "stages.sweep:adoption", "stages.sweeping.outcome:write"]
+    sweep += [f"stages.sweeping.study:{name}" for name in ("DrawSampler", "draw", "results_of")]
     for modality, block in plan["prepare"].items():
         tables = sorted((root / "stages/datasets").glob("*.csv"))
         prepare = ["stages.prepare:prepare", f"stages.datasets.{block['data']}:load"]
@@ -119,7 +118,8 @@ def embedding(modality: str) -> list[str]:
 
 
 def network(block: dict[str, Any]) -> str:
-    return f"ssl_methods.encoders:{block['encoder']['architecture']}"
+    name = block["encoder"]["architecture"]
+    return f"{load_architecture(name).__module__}:{name}"
 
 
 def method(block: dict[str, Any]) -> str:

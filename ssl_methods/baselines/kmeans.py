@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import Count, Method
-from ..encoders import Dictionary
+from ..encoders.shallow import Dictionary
 from ..modalities import image
-from ..parts import Moments, enqueue, gather, in_float32
+from ..parts.losses import in_float32
+from ..parts.processes import gather
+from ..parts.statistics import Moments
+from ..parts.teachers import enqueue
 
 
 def random_patches(x: Tensor, count: int, side: int) -> Tensor:

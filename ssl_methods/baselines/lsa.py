@@ -13,8 +13,8 @@ Martinsson, Tropp. Finding Structure with Randomness. 2011, Algorithm 4.4. https
 import torch
 
 from .. import Method
-from ..encoders import BagOfWords
-from ..parts import gather
+from ..encoders.shallow import BagOfWords
+from ..parts.processes import gather
 
 SPARE = 20  # directions beyond those wanted, without which the last of these would come out late
 

@@ -9,9 +9,10 @@ Pearson. On Lines and Planes of Closest Fit to Systems of Points in Space. 1901.
 import torch
 
 from .. import Method
-from ..encoders import Projection
+from ..encoders.shallow import Projection
 from ..modalities import image
-from ..parts import Moments, gather
+from ..parts.processes import gather
+from ..parts.statistics import Moments
 
 
 class PCA(Method):

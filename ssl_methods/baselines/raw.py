@@ -1,7 +1,7 @@
 """Raw: the pixels as they are, which a method must beat to have learnt anything that they do not already say."""
 
 from .. import Method
-from ..encoders import Pixels
+from ..encoders.shallow import Pixels
 
 
 class Raw(Method):

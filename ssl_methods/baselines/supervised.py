@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import Method, NonNegative
 from ..modalities import image
-from ..parts import labelled_loss
+from ..parts.losses import labelled_loss
 
 
 class Supervised(Method):

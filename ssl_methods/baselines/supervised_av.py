@@ -8,9 +8,9 @@ Unlabelled rows (label -1) do not count.
 from torch import nn
 
 from .. import Method, NonNegative
-from ..encoders import AudioVisual
+from ..encoders.pairs import AudioVisual
 from ..modalities import video_audio
-from ..parts import labelled_loss
+from ..parts.losses import labelled_loss
 
 
 class SupervisedAV(Method):

@@ -8,7 +8,7 @@ Unlabelled sentences (label -1) do not count.
 from torch import nn
 
 from .. import Method
-from ..parts import labelled_loss
+from ..parts.losses import labelled_loss
 
 
 class SupervisedText(Method):

@@ -21,7 +21,11 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import enqueue, gather, in_float32, mlp, spread, swapped
+from ..parts.heads import mlp
+from ..parts.losses import in_float32, swapped
+from ..parts.processes import gather
+from ..parts.statistics import spread
+from ..parts.teachers import enqueue
 
 
 @in_float32

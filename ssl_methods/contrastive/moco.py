@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import enqueue, follow, gather, in_float32, mlp, teacher_of
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.processes import gather
+from ..parts.teachers import enqueue, follow, teacher_of
 
 
 @in_float32

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import gather, in_float32, mlp
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.processes import gather
 
 
 def labelled_rows(rows: int, fraction: float) -> Tensor:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import all_rows, gather, in_float32, mlp
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.processes import all_rows, gather
 
 
 @in_float32

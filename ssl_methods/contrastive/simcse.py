@@ -16,7 +16,8 @@ import math
 from torch import nn
 
 from .. import Method, Positive
-from ..parts import all_rows, info_nce
+from ..parts.losses import info_nce
+from ..parts.processes import all_rows
 
 
 class SimCSE(Method):

@@ -20,9 +20,10 @@ into the shared space; Korbar et al. minimise a margin loss, and bring hard nega
 import math
 
 from .. import Method, NonNegative, Positive
-from ..encoders import AudioVisual
+from ..encoders.pairs import AudioVisual
 from ..modalities import video_audio
-from ..parts import all_rows, info_nce
+from ..parts.losses import info_nce
+from ..parts.processes import all_rows
 
 
 class AVContrastive(Method):

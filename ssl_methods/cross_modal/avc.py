@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Method, NonNegative, Positive
-from ..encoders import AudioVisual
+from ..encoders.pairs import AudioVisual
 from ..modalities import video_audio
-from ..parts import gather, in_float32
+from ..parts.losses import in_float32
+from ..parts.processes import gather
 
 
 @in_float32

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from .. import Method, NonNegative, Positive
-from ..encoders import ImageText
+from ..encoders.pairs import ImageText
 from ..modalities import image_text
-from ..parts import all_rows, info_nce
+from ..parts.losses import info_nce
+from ..parts.processes import all_rows
 
 SHARPEST = math.log(100)  # of s
 

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
 from ..modalities import image
-from ..parts import gather, in_float32, mlp, spread
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.processes import gather
+from ..parts.statistics import spread
 
 
 @in_float32

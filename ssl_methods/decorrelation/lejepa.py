@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import agreed, gather, in_float32, mlp
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.processes import agreed, gather
 
 
 @in_float32

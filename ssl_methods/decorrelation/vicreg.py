@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
 from ..modalities import image
-from ..parts import covariance, gather, in_float32, mlp
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.processes import gather
+from ..parts.statistics import covariance
 
 EPSILON = 1e-4
 

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import agreed, covariance, gather, in_float32, mlp, spread
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.processes import agreed, gather
+from ..parts.statistics import covariance, spread
 
 
 def whiten(v: Tensor, shrinkage: float) -> Tensor:

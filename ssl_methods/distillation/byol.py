@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import follow, in_float32, mlp, spread, teacher_of
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.statistics import spread
+from ..parts.teachers import follow, teacher_of
 
 
 @in_float32

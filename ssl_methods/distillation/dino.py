@@ -23,7 +23,10 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import follow, gather, in_float32, mlp, swapped, teacher_of
+from ..parts.heads import mlp
+from ..parts.losses import in_float32, swapped
+from ..parts.processes import gather
+from ..parts.teachers import follow, teacher_of
 
 
 @in_float32

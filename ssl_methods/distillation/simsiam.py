@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
 from ..modalities import image
-from ..parts import in_float32, mlp, spread
+from ..parts.heads import mlp
+from ..parts.losses import in_float32
+from ..parts.statistics import spread
 
 
 @in_float32

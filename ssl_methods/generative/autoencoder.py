@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import Count, Method
 from ..modalities import image
-from ..parts import Decoder
+from ..parts.heads import Decoder
 
 
 class Autoencoder(Method):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import Method
 from ..modalities import image
-from ..parts import shapes_of_maps
+from ..parts.heads import shapes_of_maps
 
 STEPS = 1000  # T
 TIME = 128  # the width of the embedding of t

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from .. import Count, Method
 from ..modalities import image
-from ..parts import Decoder, held, in_float32
+from ..parts.heads import Decoder
+from ..parts.losses import in_float32
+from ..parts.teachers import held
 
 
 @in_float32

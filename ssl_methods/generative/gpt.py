@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .. import Method
 from ..modalities import text
-from ..parts import Unigram, counted, token_accuracy, token_loss
+from ..parts.losses import counted, token_accuracy, token_loss
+from ..parts.statistics import Unigram
 
 
 class GPT(Method):

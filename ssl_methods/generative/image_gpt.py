@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
-from ..encoders import ViT, patchify, unpatchify
+from ..encoders.transformers import ViT, patchify, unpatchify
 from ..modalities import image
-from ..parts import in_float32, masked_mean
+from ..parts.losses import in_float32, masked_mean
 
 
 def prefix_causal(prefix: Tensor, length: int) -> Tensor:

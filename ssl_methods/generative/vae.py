@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
 from ..modalities import image
-from ..parts import Decoder, in_float32
+from ..parts.heads import Decoder
+from ..parts.losses import in_float32
 
 
 def draw_code(mean: Tensor, log_variance: Tensor) -> Tensor:

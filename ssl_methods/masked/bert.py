@@ -14,9 +14,11 @@ means of the two sentences' tokens, as in nsp.py.
 from torch import nn
 
 from .. import Fraction, Method
-from ..encoders import at
+from ..encoders.transformers import at
 from ..modalities import text
-from ..parts import OrderHead, TokenHead, Unigram, counted, token_accuracy, token_loss
+from ..parts.heads import OrderHead, TokenHead
+from ..parts.losses import counted, token_accuracy, token_loss
+from ..parts.statistics import Unigram
 
 
 class BERT(Method):

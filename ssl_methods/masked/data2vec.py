@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
 from ..modalities import image
-from ..parts import follow, in_float32, masked_mean, spread, teacher_of
+from ..parts.losses import in_float32, masked_mean
+from ..parts.statistics import spread
+from ..parts.teachers import follow, teacher_of
 
 
 def feed_forwards(encoder: nn.Module, x: Tensor) -> list[Tensor]:

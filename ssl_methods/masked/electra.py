@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
-from ..encoders import Transformer, at
+from ..encoders.transformers import Transformer, at
 from ..modalities import text
-from ..parts import TokenHead, Unigram, counted, in_float32, masked_mean, token_loss
+from ..parts.heads import TokenHead
+from ..parts.losses import counted, in_float32, masked_mean, token_loss
+from ..parts.statistics import Unigram
 
 
 @in_float32

@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative, Positive
-from ..encoders import Transformer, at, sine_positions
+from ..encoders.transformers import Transformer, at, sine_positions
 from ..modalities import image
-from ..parts import follow, in_float32, spread, teacher_of
+from ..parts.losses import in_float32
+from ..parts.statistics import spread
+from ..parts.teachers import follow, teacher_of
 
 
 def draw_blocks(x: Tensor, side: int, blocks: int, height: int, width: int) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
-from ..encoders import Transformer, patchify, sine_positions, unpatchify
+from ..encoders.transformers import Transformer, patchify, sine_positions, unpatchify
 from ..modalities import image
-from ..parts import in_float32, masked_mean
+from ..parts.losses import in_float32, masked_mean
 
 
 def normalise(patches: Tensor) -> Tensor:

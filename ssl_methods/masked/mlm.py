@@ -14,9 +14,11 @@ Departs from the paper: one sentence at a time, each with its own 15 %, and no n
 from torch import nn
 
 from .. import Fraction, Method
-from ..encoders import at
+from ..encoders.transformers import at
 from ..modalities import text
-from ..parts import TokenHead, Unigram, counted, token_accuracy, token_loss
+from ..parts.heads import TokenHead
+from ..parts.losses import counted, token_accuracy, token_loss
+from ..parts.statistics import Unigram
 
 
 class MLM(Method):

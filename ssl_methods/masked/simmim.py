@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
-from ..encoders import centre, patchify, unpatchify
+from ..encoders.convolutional import centre
+from ..encoders.transformers import patchify, unpatchify
 from ..modalities import image
-from ..parts import in_float32, masked_mean
+from ..parts.losses import in_float32, masked_mean
 
 
 @in_float32

@@ -6,7 +6,7 @@ The picture is the tower that is probed. An encoder of pictures alone has no oth
 import torch
 from torch import Tensor, nn
 
-from ..encoders import ImageText
+from ..encoders.pairs import ImageText
 from . import image
 from .image import unit
 

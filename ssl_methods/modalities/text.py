@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..parts import gather, places_of
+from ..parts.processes import gather, places_of
 
 columns = ("token",)
 partner_columns = ("document",)

@@ -7,7 +7,7 @@ and returns floats in [0, 1]. It acts on the whole batch, and every row draws it
 import torch
 from torch import Tensor, nn
 
-from ..encoders import at
+from ..encoders.transformers import at
 from . import image
 from .image import unit
 

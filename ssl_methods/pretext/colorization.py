@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from .. import Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import gather, in_float32, shapes_of_maps
+from ..parts.heads import shapes_of_maps
+from ..parts.losses import in_float32
+from ..parts.processes import gather
 
 ANNEALING = 0.38  # T of Eq. (5), which turns a distribution of colours into the one that is drawn
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method, NonNegative
 from ..modalities import image
-from ..parts import Decoder, in_float32
+from ..parts.heads import Decoder
+from ..parts.losses import in_float32
 
 
 def square(corner: Tensor, side: int, size: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import Count, Fraction, Method
 from ..modalities import image
-from ..parts import mlp
+from ..parts.heads import mlp
 
 
 @functools.cache

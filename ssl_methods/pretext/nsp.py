@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import Method
 from ..modalities import text
-from ..parts import OrderHead
+from ..parts.heads import OrderHead
 
 
 class NSP(Method):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import Count, Method, NonNegative
 from ..modalities import image
-from ..parts import Decoder
+from ..parts.heads import Decoder
 
 
 def lose_detail(x: Tensor, factor: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_methods.parts import gather
+from ssl_methods.parts.processes import gather
 
 from ..common.files import replacing
 from ..common.settings import InputError

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_methods.parts import agreed, averaged, processes
+from ssl_methods.parts.processes import agreed, averaged, processes
 
 from ..common.settings import InputError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ssl_methods
 from ssl_methods import Method
-from ssl_methods.parts import averaged, processes
+from ssl_methods.parts.processes import averaged, processes
 
 from ..common.progress import Progress
 from ..common.settings import Entry, InputError, Training

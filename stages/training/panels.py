@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ssl_methods import Method
-from ssl_methods.encoders import ResNet, ViT, unpatchify
+from ssl_methods.encoders.convolutional import ResNet
+from ssl_methods.encoders.transformers import ViT, unpatchify
 
 from .columns import Columns, manifest
 

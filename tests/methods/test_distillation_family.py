@@ -20,7 +20,7 @@ from ssl_methods.masked.data2vec import feed_forwards, hidden_regression, mean_o
 from ssl_methods.masked.ijepa import distance, draw_blocks, draw_context
 from ssl_methods.masked.simmim import absolute_error
 from ssl_methods.modalities import image
-from ssl_methods.parts import swapped
+from ssl_methods.parts.losses import swapped
 from stages import pretrain
 from stages.common.settings import Settings
 from stages.training.columns import Columns

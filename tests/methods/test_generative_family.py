@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from ssl_methods import Method, build_encoder
-from ssl_methods.encoders import patchify, unpatchify
+from ssl_methods.encoders.transformers import patchify, unpatchify
 from ssl_methods.generative.diffusion import STEPS, diffuse, restore, schedule, sine_times
 from ssl_methods.generative.gan import told_apart
 from ssl_methods.generative.image_gpt import next_patch_error, prefix_causal
 from ssl_methods.generative.vae import divergence, draw_code, surprise
-from ssl_methods.parts import held
+from ssl_methods.parts.teachers import held
 from stages.common.settings import InputError
 from stages.training.loop import build_method
 

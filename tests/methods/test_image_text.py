@@ -18,7 +18,7 @@ from ssl_methods import Method, build_encoder
 from ssl_methods.cross_modal.clip import SHARPEST
 from ssl_methods.cross_modal.siglip import sigmoid_loss
 from ssl_methods.modalities import image_text
-from ssl_methods.parts import info_nce
+from ssl_methods.parts.losses import info_nce
 from stages import datasets, evaluate
 from stages.common.files import write_json
 from stages.common.settings import Evaluation, Settings

@@ -11,9 +11,12 @@ from ssl_methods.contrastive.moco import info_nce
 from ssl_methods.contrastive.simclr import nt_xent
 from ssl_methods.distillation.byol import regression
 from ssl_methods.distillation.simsiam import negative_cosine
-from ssl_methods.encoders import patchify
+from ssl_methods.encoders.transformers import patchify
 from ssl_methods.masked.mae import hidden_error, normalise
-from ssl_methods.parts import follow, in_float32, mlp, spread, teacher_of
+from ssl_methods.parts.heads import mlp
+from ssl_methods.parts.losses import in_float32
+from ssl_methods.parts.statistics import spread
+from ssl_methods.parts.teachers import follow, teacher_of
 
 
 def mean(values: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ssl_methods
 from ssl_methods import Method, build_encoder, families
-from ssl_methods.encoders import attend
+from ssl_methods.encoders.transformers import attend
 from ssl_methods.modalities import image
 from stages.common import settings
 from stages.common.settings import Entry, Training

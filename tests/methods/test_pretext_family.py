@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ssl_methods import build_encoder
 from ssl_methods.baselines.kmeans import nearest, random_patches, zca
-from ssl_methods.encoders import Dictionary, Pixels, ResNet
+from ssl_methods.encoders.convolutional import ResNet
+from ssl_methods.encoders.shallow import Dictionary, Pixels
 from ssl_methods.modalities import image
-from ssl_methods.parts import shapes_of_maps
+from ssl_methods.parts.heads import shapes_of_maps
 from ssl_methods.pretext.colorization import Colorization, colour_bins, rarity, rebalanced, soft_encode
 from ssl_methods.pretext.geometric import TRANSFORMATIONS, WINDOW, Geometric
 from ssl_methods.pretext.inpainting import Inpainting, square, weighted_error

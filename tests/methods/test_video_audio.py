@@ -11,7 +11,7 @@ import ssl_methods
 from ssl_methods import build_encoder
 from ssl_methods.cross_modal.avc import correspondence
 from ssl_methods.modalities import video_audio
-from ssl_methods.parts import info_nce
+from ssl_methods.parts.losses import info_nce
 from stages.common.settings import Entry, Modality, Settings, Training
 from stages.measures.retrieval import retrieval
 from stages.training.loop import build_method, descend

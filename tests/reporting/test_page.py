@@ -19,7 +19,8 @@ from test_methods import small
 from test_report import HOSTILE, TABLE, write_json, write_results
 
 from ssl_methods import Method
-from ssl_methods.encoders import ResNet, patchify
+from ssl_methods.encoders.convolutional import ResNet
+from ssl_methods.encoders.transformers import patchify
 from ssl_methods.modalities import image
 from stages import pretrain
 from stages.reporting import figures, markdown, page, speed_report

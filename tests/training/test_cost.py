@@ -5,7 +5,7 @@ import torch
 from test_methods import FACTS, batches, small
 from torch import nn
 
-from ssl_methods.encoders import Transformer
+from ssl_methods.encoders.transformers import Transformer
 from stages.training.cost import multiply_adds
 from stages.training.loop import build_method
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssl_methods
-from ssl_methods.parts import processes
+from ssl_methods.parts.processes import processes
 from stages import pretrain
 from stages.common import settings
 from stages.common.settings import Entry, InputError
