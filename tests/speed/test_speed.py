@@ -11,20 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_methods import SMALL, TRAINING
 from torch import Tensor
 
 from ssl_methods.modalities import image
 from stages.common import settings
 from stages.common.files import write_json
-from stages.common.settings import InputError
+from stages.common.settings import InputError, Training
 from stages.reporting import speed_report
 from stages.speed import __main__ as speed
-from stages.speed import growth
-from stages.speed.energy import Meter
+from stages.speed import entries, growth, overhead, timing
+from stages.speed.trainer import PRODUCTS, Clock, Trainer, in_products, profile
 from stages.training.cost import multiply_adds
 
 CPU = torch.device("cpu")
+SMALL = {"name": "small", "architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1}
+TRAINING = Training(encoder="small", epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, precision="float32")
 
 
 class Time:
@@ -40,7 +41,7 @@ class Time:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     made = Time()
-    monkeypatch.setattr(speed.time, "perf_counter", made)
+    monkeypatch.setattr(timing.time, "perf_counter", made)
     return made
 
 
@@ -55,11 +56,10 @@ def folder(tmp_path: Path, pictures: Tensor) -> Path:
     return tmp_path / "data/image"
 
 
-def trainer(folder: Path, name: str, **hyper) -> speed.Trainer:
+def trainer(folder: Path, name: str, **hyper) -> Trainer:
     entry = settings.read().entry("image", name)
-    encoder = {"name": "small", **SMALL[entry.encoder["architecture"]]}
-    changes = {"encoder": encoder, "training": TRAINING, "hyper": {**entry.hyper, **hyper}}
-    return speed.Trainer(entry.model_copy(update=changes), folder, CPU)
+    changes = {"encoder": SMALL, "training": TRAINING, "hyper": {**entry.hyper, **hyper}}
+    return Trainer(entry.model_copy(update=changes), folder, CPU)
 
 
 def test_contestants_run_in_turns_and_the_first_turn_does_not_count(time):
@@ -75,7 +75,7 @@ def test_contestants_run_in_turns_and_the_first_turn_does_not_count(time):
 
         return work
 
-    found = speed.race({"a": turn("a", [100, 1, 2, 6]), "b": turn("b", [100, 3, 4, 12])}, turns=3)
+    found = timing.race({"a": turn("a", [100, 1, 2, 6]), "b": turn("b", [100, 3, 4, 12])}, turns=3)
     assert ran == ["a", "b"] * 4
     assert found == {"a": {"median": 6, "low": 2, "high": 12}, "b": {"median": 3, "low": 1, "high": 4}}
 
@@ -86,12 +86,12 @@ def test_the_quickest_go_counts(time):
     def work():
         time.now += next(pace)
 
-    assert speed.quickest(work, CPU, seconds=14) == 2  # after four goes 14 seconds have passed
+    assert timing.quickest(work, CPU, seconds=14) == 2  # after four goes 14 seconds have passed
     assert next(pace) == 9
 
 
 def test_a_phase_within_another_counts_for_itself_alone(time):
-    clock = speed.Clock(CPU)
+    clock = Clock(CPU)
     with clock("forward"):
         time.now += 1
         with clock("views"):
@@ -108,7 +108,7 @@ def test_a_phase_within_another_counts_for_itself_alone(time):
 def test_phases_are_the_views_the_passes_and_the_optimizer(folder):
     whole = trainer(folder, "moco", queue=32)
     before, optimizer = image.simclr_view, whole.optimizer.step
-    shares = speed.profile(whole, steps=2)
+    shares = profile(whole, steps=2)
     assert shares.keys() == {"batch", "views", "forward", "backward", "optimizer", "after_step"}
     assert sum(shares.values()) == pytest.approx(100)
     assert all(share > 0 for share in shares.values())
@@ -132,8 +132,7 @@ def test_training_multiplies_three_times_as_often_as_the_forward_pass_but_for_th
 
 
 def test_every_entry_that_takes_steps_is_measured_and_some_with_a_wide_encoder(folder, params, monkeypatch):
-    encoder = {**SMALL["ResNet"], "architecture": "ResNet", "name": "wide"}
-    monkeypatch.setattr(speed, "WIDE", {"simclr": encoder})
+    monkeypatch.setattr(entries, "WIDE", {"simclr": {**SMALL, "name": "wide"}})
     monkeypatch.chdir(folder.parents[1])
     few = params.benchmark["image"].model_copy(update={"methods": ["untrained", "simclr"]})
     settings = params.model_copy(update={"benchmark": {**params.benchmark, "image": few}})  # no data but pictures
@@ -142,8 +141,8 @@ def test_every_entry_that_takes_steps_is_measured_and_some_with_a_wide_encoder(f
         assert all(turn() > 0 for turn in contestants.values())
         return {"entry": {"median": 300.0}, "product": {"median": 7.0}}
 
-    monkeypatch.setattr(speed, "race", race)
-    found = speed.methods(settings, 0.01)
+    monkeypatch.setattr(entries, "race", race)
+    found = entries.methods(settings, 0.01)
     assert list(found) == ["image/simclr", "image/simclr, wide"]
     for reached in found.values():
         assert reached["share_of_peak"] == pytest.approx(100 * reached["multiply_adds"] * 300 / (2048**3 * 7))
@@ -166,35 +165,37 @@ class Weight:
 
 
 def test_products_are_told_from_the_rest():
-    assert speed.in_products(Weight(1000), steps=2) > 80
-    assert speed.in_products(Weight(1), steps=2) == 0
+    assert in_products(Weight(1000), steps=2) > 80
+    assert in_products(Weight(1), steps=2) == 0
 
 
 def test_every_kind_of_product_is_known_by_its_operators_names():
     yes = "mm addmm bmm baddbmm mkldnn_convolution convolution_backward cudnn_convolution _scaled_mm"
     yes += " _scaled_dot_product_flash_attention_for_cpu_backward"
     no = "native_batch_norm_backward threshold_backward _softmax mul_ grid_sampler_2d lerp _fused_adamw_ layer_norm"
-    assert all(speed.PRODUCTS.search(f"aten::{name}") for name in yes.split())
-    assert not any(speed.PRODUCTS.search(f"aten::{name}") for name in no.split())
+    assert all(PRODUCTS.search(f"aten::{name}") for name in yes.split())
+    assert not any(PRODUCTS.search(f"aten::{name}") for name in no.split())
 
 
 def test_contestants_apart_have_a_process_each_with_as_many_threads():
-    with speed.apart(partial(import_module, "os")) as one, speed.apart(partial(import_module, "torch")) as other:
+    with timing.apart(partial(import_module, "os")) as one, timing.apart(partial(import_module, "torch")) as other:
         process, threads = methodcaller("getpid"), methodcaller("get_num_threads")
-        assert one(process) == one(process) != os.getpid()
-        assert other(threads) == torch.get_num_threads()
+        assert one(process).result() == one(process).result() != os.getpid()
+        assert other(threads).result() == torch.get_num_threads()
         with pytest.raises(AttributeError):
-            other(process)  # what goes wrong there is told here
+            other(process).result()  # what goes wrong there is told here
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # DINO's head in lightly
-@pytest.mark.parametrize("name", speed.PEERS)
+@pytest.mark.parametrize("name", ["simclr", "byol", "moco", "barlow_twins", "dino"])
 def test_a_peer_learns_from_the_same_pictures(name, folder):
     pytest.importorskip("lightly")
-    from stages.speed.peers import Kornia, Modules, Stock
+    from stages.speed.peers import PEERS, Kornia, Lightly, our_views, pil_views
+
+    assert name in PEERS
 
     entry = trainer(folder, name, **({"queue": 32} if name == "moco" else {})).entry
-    modules = Modules(name, entry, folder, CPU)
+    modules = Lightly(name, our_views, entry, folder, CPU)
     student = [p.clone() for p in modules.model.student.parameters()]
     teacher = [p.clone() for p in modules.model.teacher.parameters()] if modules.model.teacher else []
     assert modules.turn(seconds=0) == TRAINING.batch_size
@@ -203,7 +204,7 @@ def test_a_peer_learns_from_the_same_pictures(name, folder):
     if teacher:
         followed = zip(teacher, modules.model.teacher.parameters(), strict=True)
         assert any(not p.equal(q) for p, q in followed)
-    stock = Stock(name, entry, folder, CPU)
+    stock = Lightly(name, pil_views, entry, folder, CPU)
     assert stock.turn(seconds=0) == TRAINING.batch_size
     assert not stock.gate.is_set()  # between turns its workers rest
     stock.gate.set()  # so that they see that they are to end
@@ -226,7 +227,7 @@ def test_kornias_views_are_as_strong_as_ours(pictures):
 
 def test_it_writes_what_it_measured_and_keeps_the_rest_of_the_same_device(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "OUT", tmp_path / "speed.json")
-    monkeypatch.setattr(growth, "overhead", lambda settings: {"import": {"plan": 0.5}})
+    monkeypatch.setattr(speed, "overhead", lambda: {"import": {"plan": 0.5}})
 
     def measured(*parts: str) -> dict:
         monkeypatch.setattr(sys, "argv", ["speed", *parts, "--seconds", "0.01"])
@@ -249,14 +250,8 @@ def test_an_unknown_part_is_named(monkeypatch):
         speed.main()
 
 
-def test_data_that_is_not_prepared_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="run `dvc repro prepare@image` first"):
-        speed.prepared("image")
-
-
 def test_a_pipeline_of_done_stages_is_idle():
-    found = growth.idle(3)  # it raises where a stage runs that must not: its command would be missing
+    found = overhead.idle(3)  # it raises where a stage runs that must not: its command would be missing
     assert found["repro"] > 0
     assert found["status"] > 0
 
@@ -267,34 +262,36 @@ def test_pictures_of_noise_are_data_to_train_on():
     assert not folder.exists()
 
 
-def test_the_report_is_timed_on_as_many_runs_as_there_are_seeds(params):
-    image = params.benchmark["image"].model_copy(update={"methods": ["untrained", "simclr"]})
-    few = params.model_copy(update={"benchmark": {**params.benchmark, "image": image}})
-    runs = sum(len(bench.methods) for bench in few.benchmark.values())
-    found = growth.reported(few, seeds=5)
-    assert found["at"] == 5 * runs
-    assert found["seconds"] > 0
+def test_seeds_side_by_side_share_the_threads(folder):
+    make = partial(Trainer, trainer(folder, "simclr").entry, folder, CPU)
+    assert growth.side_by_side(make, seeds=2, seconds=0) > 0
+
+
+def test_stages_are_timed_in_folders_where_no_run_is_kept(monkeypatch):
+    times = {("untrained", False): 2.0, ("untrained", True): 3.0, ("simclr", False): 10.0}
+    folders = []
+
+    def taken(command, where=None, goes=3, **variables):
+        if where is None:
+            return 0.5  # an import
+        folders.append(where)
+        assert {path.name for path in where.iterdir()} <= {
+            *["plan.json", "keys.json", "params.yaml", "data", "ssl_methods"]
+        }
+        return times[command[-1], variables["MLFLOW_TRACKING_URI"] != "off"]
+
+    monkeypatch.setattr(overhead, "taken", taken)
+    monkeypatch.setattr(overhead, "idle", lambda stages: {"repro": 1.0, "status": 0.5})
+    found = overhead.overhead()
+    assert len(set(folders)) == len(folders) == 7
+    assert found["import"]["pretrain"] == 0.5
+    assert (found["nothing"], found["tracking"]) == (2, 10)
 
 
 def test_what_stands_around_the_work_is_told():
     found = {"import": {"plan": 0.55}, "nothing": 6.04, "dvc": [{"at": 30, "repro": 1.21, "status": 1.0}]}
     table = speed_report.overhead(found | {"tracking": 2.3, "checkpoints": 0.123, "memory": {"report": 1234.5}})
     assert [row[1] for row in table.rows] == ["0.6 s", "6.0 s", "1.2 s", "1.0 s", "2.30 %", "0.12 %", "1,234 MB"]
-
-
-def test_the_memory_of_a_stage_is_told_in_megabytes():
-    with growth.project() as folder:
-        (folder / "metrics").symlink_to(Path("metrics").resolve())
-        used = growth.held(folder, "report")
-        assert 100 < used < 3000
-        assert (folder / "reports/index.html").exists()
-        filled = torch.ones(2**28)  # 1 GiB
-        assert growth.held(folder, "report") == pytest.approx(used, rel=0.2)  # whatever this process holds
-        assert len(filled) == 2**28
-
-
-def test_how_long_a_run_waits_for_its_tracker_is_measured():
-    assert growth.tracking() > 0
 
 
 def test_the_exponent_is_the_slope_on_logarithmic_axes():
@@ -349,27 +346,6 @@ def test_tables_say_what_was_measured_and_nothing_of_the_rest(tmp_path):
         ],
     }
     assert all(len(row) == len(table.header) for table in read.tables for row in table.rows)
-    found["methods"]["image/simclr"]["joules_per_sample"] = 0.0125
-    counted = speed_report.methods(found["methods"])
-    assert (counted.header[-1], counted.rows[0][-1]) == ("mJ a sample", "12.5")
-
-
-def test_energy_is_what_the_packages_counted_also_when_they_run_over(tmp_path):
-    for number, joules in enumerate((5.0, 9.0)):
-        write_json(tmp_path / f"intel-rapl:{number}/max_energy_range_uj", 9_999_999)
-        write_json(tmp_path / f"intel-rapl:{number}/energy_uj", int(1e6 * joules))
-    write_json(tmp_path / "intel-rapl:0:0/energy_uj", 1)  # a part of the first package, which has counted it already
-    meter = Meter(CPU, tmp_path)
-    assert meter.read() == 0
-    write_json(tmp_path / "intel-rapl:0/energy_uj", 6_500_000)
-    write_json(tmp_path / "intel-rapl:1/energy_uj", 2_000_000)  # 10 J and it starts anew
-    assert meter.read() == pytest.approx(1.5 + 3)
-    assert meter.read() == pytest.approx(1.5 + 3)
-
-
-def test_where_no_energy_is_counted_none_is_told(tmp_path):
-    assert Meter(CPU, tmp_path).read() is None
-    assert Meter(torch.device("cuda"), tmp_path).read() is None or torch.cuda.is_available()
 
 
 def test_nothing_is_read_where_nothing_was_measured(tmp_path):
