@@ -1,13 +1,19 @@
-"""Freezes one pretrained encoder and measures its features.   python -m stages.evaluate image simclr --seed 0
+"""Freezes the pretrained encoders of an entry and measures their features.   python -m stages.evaluate image simclr
 
 data/<modality> and models/<modality>/<entry>/<seed>/{encoder.safetensors, status.json}
-    -> metrics/<modality>/<entry>/<seed>/{scores.json, evaluate.json}
+    -> metrics/<modality>/<entry>/evaluate/<seed>.json (all that was measured)
+    -> metrics/<modality>/<entry>.json (the means, for `dvc metrics show`)
 """
 
 import argparse
+import functools
 import hashlib
+import json
+import shutil
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,8 +22,40 @@ from .common.command import command
 from .common.files import write_json
 from .common.settings import Evaluation, read
 from .measures.protocol import evaluate
-from .training import devices
+from .reporting.statistics import estimate
+from .training import devices, seeds
+from .training.children import Teller
 from .training.columns import manifest
+
+SHOWN = ("linear", "knn")  # in the summary; the effective rank where the data have no labels
+
+
+def measure(
+    modality: str, entry: str, planned: dict[str, Any], seed: int, keep: Path, results: Path, tell: Teller
+) -> None:
+    """One seed, in a process of its own; see `seeds.make`."""
+    folder, protocol, began = Path("data", modality), Evaluation(**planned["protocol"]), time.time()
+    clock = devices.clock(devices.choose(protocol.device))
+    working = clock()
+    found = evaluate(
+        models_of(modality, entry, seed),
+        folder,
+        modality,
+        planned["encoder"],
+        protocol,
+        mapped=seed == planned["mapped"],
+        advance=tell.share,
+    )
+    found |= {"key": keep.name, "seconds": round(clock() - working, 2)}
+    found["provenance"] = devices.provenance(planned, manifest(folder), devices.choose(protocol.device), torch.float32)
+    found["clock"] = [round(began), round(time.time())]
+    write_json(results / "evaluate.json", found)
+    shown = ", ".join(f"{name} {found[name]:.4g}" for name in (*SHOWN, "effective_rank") if found[name] is not None)
+    print(f"{entry} {seed}: {found['status']}{shown and ': '}{shown}; {found['seconds']:.0f} s", flush=True)
+
+
+def models_of(modality: str, entry: str, seed: int) -> Path:
+    return Path("models", modality, entry, str(seed))
 
 
 def weights_of(models: Path) -> str:
@@ -25,42 +63,50 @@ def weights_of(models: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(models.glob("*")))).hexdigest()
 
 
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The few numbers of an entry that people want first: means over its runs, with half of the 95 % interval."""
+    statuses = Counter(run["status"] for run in runs)
+    found: dict[str, Any] = {"status": ", ".join(f"{count} {status}" for status, count in statuses.items())}
+    names = SHOWN if any(run["linear"] is not None for run in runs) else ("effective_rank",)
+    for name in names:
+        if values := [run[name] for run in runs if run[name] is not None]:
+            mean = estimate(values)
+            found[name] = round(mean.mean, 1)
+            if mean.half_width is not None:
+                found[f"{name}_ci95"] = round(mean.half_width, 1)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modality")
     parser.add_argument("entry")
-    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    began = time.time()
+    planned, settings = plan.lookup("evaluate", given.modality, given.entry), read()
+    data = manifest(Path("data", given.modality))
+    keys = {
+        seed: devices.key_of([planned, data["hash"], seed, weights_of(models_of(given.modality, given.entry, seed))])
+        for seed in settings.seeds
+    }
+    made = seeds.make(
+        "evaluate",
+        given.modality,
+        given.entry,
+        keys,
+        functools.partial(measure, given.modality, given.entry, planned),
+        device=devices.choose(planned["protocol"]["device"]),
+        at_once=settings.at_once,
+    )
+    metrics = Path("metrics", given.modality, given.entry)
+    shutil.rmtree(metrics / "evaluate", ignore_errors=True)
+    for seed, results in made.items():
+        seeds.place(results, "evaluate.json", metrics / "evaluate" / f"{seed}.json")
+    runs = [json.loads((results / "evaluate.json").read_text(encoding="utf-8")) for results in made.values()]
+    write_json(metrics.with_name(f"{metrics.name}.json"), summary(runs))
 
-    planned = plan.lookup("evaluate", given.modality, given.entry)
-    entry, protocol = read().entry(given.modality, given.entry), Evaluation(**planned["protocol"])
-    folder, place = Path("data", given.modality), Path(given.modality, given.entry, str(given.seed))
-    provenance = devices.provenance(planned, manifest(folder), devices.choose(protocol.device), torch.float32)
-    key = devices.key_of([str(place), planned, provenance, weights_of("models" / place)])
+    from .tracking.runs import write_entry  # here, so that MLflow is imported once there is something to write
 
-    from .tracking import runs as tracking
-
-    tags = {"family": entry.family, "method": entry.method}
-    with tracking.start(
-        "evaluate", modality=given.modality, name=given.entry, seed=given.seed, params=planned, tags=tags, key=key
-    ) as run:
-        working = time.monotonic()
-        scores, details = evaluate(
-            "models" / place,
-            folder,
-            given.modality,
-            planned["encoder"],
-            protocol,
-            mapped=given.seed == planned["mapped"],
-        )
-        details |= {"seconds": round(time.monotonic() - working, 2), "provenance": provenance}
-        details["clock"] = [round(began), round(time.time())]  # of the whole stage, in seconds since 1970
-        write_json("metrics" / place / "scores.json", scores)
-        write_json("metrics" / place / "evaluate.json", details)
-        run.finish(**scores)
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, float))
-    print(f"{given.entry} {given.seed}: {scores['status']}{shown and ': '}{shown}; {details['seconds']:.0f} s")
+    write_entry(given.modality, given.entry)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """An interrupted pretraining goes on where it was, and ends with the same bytes.
 
 A checkpoint lies in a folder whose name holds a hash of everything that the run depends on, so a changed setting can
-never resume a stale run. The folder is removed when the run ends.
+never resume a stale run.
 """
 
 import fcntl
-import shutil
 import signal
 import sys
 import threading
@@ -24,26 +23,25 @@ from ..common.settings import InputError
 from . import distributed
 
 SCRATCH = Path(".scratch")
+FILE = "checkpoint.pt"
 ASKED = threading.Event()  # to stop, by SIGTERM
 
 
-def folder_of(name: str, key: str) -> Path:
-    """Where the checkpoint of a run lies, whose result depends on what `key` stands for."""
-    return SCRATCH / f"{name}-{key}"
+def folder_of(stage: str, modality: str, entry: str, seed: int, key: str) -> Path:
+    """Where a run keeps what it has so far, and its results; these depend on what `key` stands for."""
+    return SCRATCH / stage / modality / entry / str(seed) / key
 
 
 @contextmanager
-def scratch(name: str, key: str) -> Iterator[Path]:
-    """The folder of one run's checkpoint, locked while it is used, and removed when the block ends well."""
-    folder = folder_of(name, key)
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a run's folder, and holds its lock. Raises InputError where another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{name} is being run by another process; wait for it, or stop it") from None
-        yield folder
-        shutil.rmtree(folder)
+            raise InputError(f"{folder} is used by another process; wait for it, or stop it") from None
+        yield
 
 
 @contextmanager
@@ -73,7 +71,7 @@ def save(folder: Path, device: torch.device, **state: Any) -> None:
     state["random"] = of_all(torch.get_rng_state(), device)
     state["random_cuda"] = of_all(torch.cuda.get_rng_state(device), device) if on_cuda else None
     if distributed.rank() == 0:
-        with replacing(folder / "checkpoint.pt") as partial:
+        with replacing(folder / FILE) as partial:
             torch.save(state, partial)
 
 
@@ -87,7 +85,7 @@ def restore(folder: Path, device: torch.device) -> dict[str, Any] | None:
 
     One that cannot be read is said so and passed over: the run starts anew.
     """
-    path = folder / "checkpoint.pt"
+    path = folder / FILE
     if not path.exists():
         return None
     try:

@@ -1,6 +1,6 @@
 """One run on several processes, each with a part of every batch: a GPU each, or some cores.
 
-With `processes: 2` in a training profile, `python -m stages.pretrain` starts itself so often, by torch's own launcher.
+With `processes: 2` in a training profile, `python -m stages.pretrain` starts two for every seed (children.py).
 The profile's batch is that of all processes together, and what spans it stays whole: negatives, queues and statistics
 go through `ssl_methods.parts`, batch normalisation through what is here, and gradients are averaged by torch's
 DistributedDataParallel. Views and masks are drawn by each process for itself, so a run on two is another run than on
@@ -8,8 +8,6 @@ one, as under another seed.
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,24 +21,13 @@ from ..common.settings import InputError
 
 
 def started() -> int:
-    """How many processes torch's launcher started; 1 where it started none."""
+    """How many processes share this run, as whoever started them says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """The number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
-
-
-def launch(count: int, module: str) -> None:
-    """Runs `python -m module` with this process's arguments so many times, and ends with its exit code if it fails."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    # Silent below errors: torch warns that a method uses all its weights, which in SwAV depends on the step.
-    settings = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    ended = subprocess.run([*launcher, "-m", module, *sys.argv[1:]], env=os.environ | settings)
-    if ended.returncode:
-        sys.exit(ended.returncode)
 
 
 @contextmanager

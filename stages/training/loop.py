@@ -14,7 +14,6 @@ import ssl_methods
 from ssl_methods import Method
 from ssl_methods.parts.processes import averaged, processes
 
-from ..common.progress import Progress
 from ..common.settings import Entry, InputError, Training
 from . import checkpoint, devices, distributed
 from .columns import Columns, facts_of, manifest
@@ -24,7 +23,7 @@ CHECKPOINT_SECONDS = 30.0
 POINTS = 100  # on a loss curve
 STILL = 20  # steps without the least change of the loss, after which it is dead
 
-Log = Callable[..., None]  # log(step, **numbers)
+Log = Callable[..., None]  # log(share, step, samples, loss, **numbers)
 
 
 @dataclass
@@ -35,14 +34,16 @@ class Trained:
     status: str = "ok"
     step: int | None = None
     cause: str | None = None
-    seconds: float = 0.0  # of training alone, over all interruptions
+    seconds: float = 0.0  # of training alone, over all interruptions and processes; see `devices.clock`
     samples: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
 def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep: Path | None = None) -> Trained:
-    """Pretrains an entry on the train split in `folder`. With `keep`, a folder, it can be interrupted and resumed, and
-    SIGTERM ends it after the step, with a checkpoint, by KeyboardInterrupt.
+    """Pretrains an entry on the train split in `folder`; logs each point of its curve, with the `share` done so far.
+
+    With `keep`, a folder, it can be interrupted and resumed, and SIGTERM ends it after the step, with a checkpoint, by
+    KeyboardInterrupt.
 
     Raises InputError for what does not fit: a device that is missing, a batch larger than the data, a method that needs
     labels where there are none.
@@ -62,16 +63,14 @@ def train(entry: Entry, folder: Path, seed: int, *, log: Log | None = None, keep
             f"{entry.name} needs labels, and {data['data']} has none; take it out of benchmark.{entry.modality}.methods"
         )
     devices.keep_freed_memory()
-    devices.leave_compiler_out()
     method = build_method(entry, facts_of(data), seed)
     columns = Columns(folder / "train", kind.columns, device)
     method.to(device, memory_format=torch.channels_last).train()
     if not epochs:
         return Trained(method.eval())
     steps = max(1, round(epochs * rows / batch_size))
-    label = f"{entry.name} {seed}"
     with distributed.group(device), checkpoint.patient() if keep else nullcontext():
-        return fit(method, columns, entry.training, steps=steps, seed=seed, label=label, log=log, keep=keep)
+        return fit(method, columns, entry.training, steps=steps, seed=seed, log=log, keep=keep)
 
 
 def build_method(entry: Entry, facts: dict[str, Any], seed: int) -> Method:
@@ -96,7 +95,6 @@ def fit(
     *,
     steps: int,
     seed: int,
-    label: str,
     log: Log | None = None,
     keep: Path | None = None,
 ) -> Trained:
@@ -119,13 +117,12 @@ def fit(
         first, trained.curve, trained.seconds = state["step"], state["curve"], state["seconds"]
         recent, waiting = state["recent"].cpu(), list(state["waiting"])
         if rank == 0:
-            print(f"{label}: resumed at step {first} of {steps}", flush=True)
+            print(f"seed {seed}: resumed at step {first} of {steps}", flush=True)
     for point in trained.curve if log else ():
-        log(**point)  # the tracker passes over what it has
+        log(share=point["step"] / steps, **point)
 
-    counted = (first - len(waiting)) * training.batch_size
-    bar = Progress(label, steps * training.batch_size, "samples", counted, shown=rank == 0)
-    began = saved = time.monotonic() - trained.seconds
+    clock = devices.clock(device)
+    began, saved = clock() - trained.seconds / processes(), time.monotonic()
     for step in range(first, steps):
         method.progress = step / steps
         rate = training.lr * pace(method.progress, training.warmup)
@@ -144,7 +141,7 @@ def fit(
             asked, late = distributed.agree(known, device)
         if not point and not asked:
             continue
-        trained.seconds, trained.samples = time.monotonic() - began, (step + 1) * training.batch_size
+        trained.seconds, trained.samples = (clock() - began) * processes(), (step + 1) * training.batch_size
         if point:
             values, waiting = averaged(torch.stack(waiting)).cpu(), []  # (steps since the last point, numbers)
             recent = torch.cat([recent, values[:, 0]])[-max(STILL, every) :]
@@ -154,8 +151,7 @@ def fit(
             numbers = dict(zip(["loss", *extras], values.mean(0).tolist(), strict=True))
             trained.curve.append({"step": step + 1, "samples": trained.samples, **numbers, "lr": rate})
             if log:
-                log(**trained.curve[-1])
-            bar.advance(len(values) * training.batch_size, loss=numbers["loss"])
+                log(share=method.progress, **trained.curve[-1])
         if keep and step + 1 < steps and (asked or late):
             state = {"step": step + 1, "curve": trained.curve, "seconds": trained.seconds}
             state |= {"recent": recent, "waiting": waiting}
@@ -163,7 +159,6 @@ def fit(
             saved = time.monotonic()
         if asked:
             break
-    bar.close()
     method.eval()
     return trained
 
