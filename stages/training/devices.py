@@ -60,8 +60,19 @@ def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies matrices in bfloat16 faster than in float32: with AMX, or with AMD's AVX-512 BF16,
     measured at two to four times float32. Intel's AVX-512 BF16, without AMX, was measured at half of it.
     """
-    has = torch.cpu.get_capabilities().get
+    has = cpu_capabilities().get
     return has("amx_bf16", False) or (has("avx512_bf16", False) and has("cpu_name", "").startswith("AMD"))
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """The CPU's name and what it can do, as torch says; where torch is too old (2.9) to say, as Linux does."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        return {"cpu_name": facts.get("model name")} | dict.fromkeys(facts.get("flags", "").split(), True)
+    return {}
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -75,7 +86,7 @@ def describe(device: torch.device) -> str:
     """The device in words, as in `cpu: AMD EPYC, 2 threads`."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    name = cpu_capabilities().get("cpu_name") or platform.machine()
     return f"cpu: {name}, {torch.get_num_threads()} threads"
 
 

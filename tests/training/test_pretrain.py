@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -331,6 +332,13 @@ def test_the_device_says_what_it_is():
     assert devices.choose_precision("bfloat16", torch.device("cpu")) is torch.bfloat16
 
 
+def test_where_torch_says_nothing_of_the_cpu_the_system_does(monkeypatch):
+    before = devices.describe(torch.device("cpu"))
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as in torch 2.9
+    assert devices.describe(torch.device("cpu")) == before
+    assert devices.cpu_capabilities().get("sse2") or platform.machine() != "x86_64"
+
+
 @pytest.mark.parametrize(
     ("capabilities", "precision"),
     [
@@ -342,7 +350,7 @@ def test_the_device_says_what_it_is():
     ],
 )
 def test_a_cpu_trains_in_bfloat16_where_it_is_the_faster(monkeypatch, capabilities, precision):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert devices.choose_precision("auto", torch.device("cpu")) is precision
 
 
