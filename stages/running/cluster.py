@@ -1,14 +1,14 @@
-"""The pipeline on a cluster.   python -m stages.cluster --jobs 20 slurm_partition=gpu gpus_per_node=1 timeout_min=240
+"""The pipeline on a cluster.
 
-As `stages.parallel`, on one folder that all machines see: every entry and seed is a job that submitit gives to SLURM,
-all in one array, and the rest runs here, before and after. A job that SLURM takes off a machine is queued again, and
-goes on from its checkpoint. What stands behind the options is for submitit's `AutoExecutor.update_parameters`.
+    python -m stages.running.cluster --jobs 20 slurm_partition=gpu gpus_per_node=1 timeout_min=240
+
+As `stages.running.parallel`, on one folder that all machines see: every entry, with all its seeds, is a job that
+submitit gives to SLURM, all in one array, and the rest runs here, before and after. A job that SLURM takes off a
+machine is queued again, and goes on from its checkpoints. What stands behind the options is for submitit's
+`AutoExecutor.update_parameters`.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from typing import Any
 
 import yaml
@@ -17,8 +17,9 @@ from ..common.command import command
 from ..common.progress import Progress
 from ..common.settings import InputError, one_line
 from ..training.checkpoint import SCRATCH
+from ..training.children import cores
 from . import parallel
-from .parallel import Job, Workers
+from .parallel import Job
 
 FOLDER = SCRATCH / "cluster"  # what submitit and the jobs write for each other
 DEFAULTS = {"name": "ssl", "timeout_min": 24 * 60}
@@ -26,10 +27,10 @@ POLL = 5.0  # seconds
 
 
 class Run:
-    """Makes one entry and seed, on the machine that it has been given."""
+    """Makes one entry, on the machine that it has been given, whose GPUs SLURM names in CUDA_VISIBLE_DEVICES."""
 
     def __call__(self, job: Job) -> dict[str, str]:
-        return Workers(1, threads=len(os.sched_getaffinity(0)), gpus=0).work([job])
+        return parallel.work([job], parallel.shares(1, cores(), gpus=[]))
 
     def checkpoint(self, job: Job) -> Any:
         """What submitit queues when the machine is taken away; by then the processes here have been stopped."""
@@ -57,7 +58,7 @@ class Cluster:
         from submitit.helpers import as_completed
 
         submitted, failed = self.executor.map_array(Run(), waiting), {}
-        bar = Progress("runs", len(waiting), "runs")
+        bar = Progress("entries", len(waiting), "entries")
         try:
             for done in as_completed(submitted, poll_frequency=POLL):
                 try:
@@ -70,8 +71,9 @@ class Cluster:
                 job.cancel(check=False)
             raise
         bar.close()
-        # Into MLflow go what jobs left whose recorder the cluster has ended with them.
-        subprocess.run([sys.executable, "-m", "stages.recorder"], check=False)
+        from ..tracking.runs import write_all
+
+        write_all()  # into MLflow, which the machines of a cluster may be unable to reach
         return failed
 
 

@@ -1,36 +1,35 @@
-"""The pipeline, several stages at a time on one machine.   python -m stages.parallel --workers 2
+"""The pipeline, several entries at a time on one machine.   python -m stages.running.parallel --workers 2
 
-`dvc repro` runs one stage after another. Here every worker takes one entry and seed after another, and has DVC pretrain
+For machines with more GPUs, or more cores, than there are seeds: `dvc repro` makes one entry after another, all its
+seeds at a time. Here every worker has its share of the machine, and takes one entry after another, and has DVC pretrain
 and evaluate it (`dvc repro --single-item`); DVC's own locks keep the workers apart. All the rest runs before and after,
-in order. It ends with what `dvc repro` ends with on as many threads, and goes on where it was interrupted.
+in order. It goes on where it was interrupted.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
 
 from ..common.command import command
-from ..common.files import replacing
 from ..common.progress import Progress
 from ..common.settings import InputError, Settings, read
 from ..reporting.results import read_json
+from ..training.children import cores
 
 DVC = (sys.executable, "-m", "dvc")
 SHOWN = 20  # lines of what a stage said before it failed
+POLL = 0.2  # seconds
 
 Job = list[str]  # stages, each of which needs the one before
+Share = dict[str, str]  # of the machine, as variables of the environment
 
 
 def jobs(settings: Settings, stale: set[str]) -> list[Job]:
@@ -38,132 +37,100 @@ def jobs(settings: Settings, stale: set[str]) -> list[Job]:
     found: list[tuple[float, Job]] = []
     for modality, bench in settings.benchmark.items():
         for entry in bench.methods:
-            for seed in settings.seeds:
-                pretrain, evaluate = (f"{kind}-{modality}@{entry}-{seed}" for kind in ("pretrain", "evaluate"))
-                if pretrain in stale or evaluate in stale:
-                    job = [pretrain, evaluate] if pretrain in stale else [evaluate]
-                    place = Path("metrics", modality, entry, str(seed))
-                    last = [read_json(place / f"{stage.partition('-')[0]}.json") for stage in job]
-                    found.append((sum(one.get("seconds", float("inf")) for one in last), job))
-    return [job for _, job in sorted(found, key=lambda one: one[0], reverse=True)]
+            job = [f"{stage}-{modality}@{entry}" for stage in ("pretrain", "evaluate")]
+            if job[0] not in stale:
+                job = [job[1]] if job[1] in stale else []
+            runs = [read_json(path) for path in Path("metrics", modality, entry, "pretrain").glob("*.json")]
+            seconds = sum(run.get("seconds", 0) for run in runs) if runs else float("inf")
+            found.append((seconds, job))
+    return [job for _, job in sorted(found, key=lambda one: one[0], reverse=True) if job]
 
 
-class Workers:
-    """So many processes at a time, with `threads` threads each, and of `gpus` GPUs one each, in turn."""
-
-    def __init__(self, count: int, threads: int, gpus: int):
-        self.count, self.running, self.stopped = count, set(), threading.Event()
-        self.slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        for number in range(count):
-            gpu = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
-            self.slots.put({"OMP_NUM_THREADS": str(threads), **gpu})
-
-    def work(self, waiting: list[Job]) -> dict[str, str]:
-        """Runs all jobs; returns what those that failed said, by their last stage. Stopped, it leaves none running."""
-        failed, bar = {}, Progress("runs", len(waiting), "runs")
-        with ThreadPoolExecutor(self.count) as pool, self.stopping():
-            for done in as_completed([pool.submit(self.run, job) for job in waiting]):
-                failed |= done.result()
-                bar.advance(1, failed=len(failed))
-        bar.close()
-        return failed
-
-    def run(self, job: Job) -> dict[str, str]:
-        """One stage after another, up to one that fails; then it returns what was said."""
-        slot = self.slots.get()
-        try:
-            said = None if self.stopped.is_set() else self.make(job, slot)
-        finally:
-            self.slots.put(slot)
-        return {} if said is None else {job[-1]: said}
-
-    def make(self, job: Job, slot: dict[str, str]) -> str | None:
-        """What a job's stages said, if one fails."""
-        process = subprocess.Popen(
-            [*DVC, "--wait-for-lock", "repro", "--single-item", *job],
-            env=os.environ | slot,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # to be stopped together with the stage that it runs
-        )
-        self.running.add(process)
-        if self.stopped.is_set():  # between the look at it and here
-            end(process)
-        said, _ = process.communicate()
-        self.running.discard(process)
-        return said if process.returncode else None
-
-    @contextlib.contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Within it, Ctrl-C and SIGTERM stop what runs, and the rest is not begun."""
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            yield
-        except BaseException:
-            self.stopped.set()
-            for process in list(self.running):
-                end(process)
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+def shares(workers: int, cores: int, gpus: list[str]) -> list[Share]:
+    """The machine, divided among so many workers. Where these are more than the GPUs, several have the same one."""
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // workers))}
+    own = [gpus[worker::workers] or [gpus[worker % len(gpus)]] for worker in range(workers)] if gpus else []
+    return [threads | {"CUDA_VISIBLE_DEVICES": ",".join(some)} for some in own] or [threads] * workers
 
 
-def end(process: subprocess.Popen) -> None:
-    """Ends a process and those that it began."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+def work(waiting: list[Job], free: list[Share]) -> dict[str, str]:
+    """Runs all jobs, one in each share of the machine; returns what those that failed said, by their last stage.
 
-
-def forget(status: Mapping[str, list[Any]], lock: Path = Path("dvc.lock")) -> None:
-    """Drops from dvc.lock what it says of stages that depend on something else by now; `status` is DVC's, as JSON.
-
-    DVC writes all of dvc.lock anew after every stage. Where all runs are to be made, half of it is such.
+    Stopped, it leaves none running, and begins no more.
     """
-    gone = [name for name, changes in status.items() if any("changed deps" in change for change in changes)]
-    if not gone or not lock.exists():
-        return
-    yaml = YAML()
-    known = yaml.load(lock)
-    for name in gone:
-        known["stages"].pop(name, None)
-    with replacing(lock) as partial:
-        yaml.dump(known, partial)
+    waiting, free, failed = list(waiting), list(free), {}
+    running: dict[subprocess.Popen, tuple[Job, Share]] = {}
+    bar = Progress("entries", len(waiting), "entries")
+    with tempfile.TemporaryDirectory() as logs:
+        try:
+            while waiting or running:
+                while waiting and free:
+                    job, share = waiting.pop(0), free.pop()
+                    running[begin(job, share, Path(logs, job[-1]))] = job, share
+                time.sleep(POLL)
+                for process in [process for process in running if process.poll() is not None]:
+                    job, share = running.pop(process)
+                    if process.returncode:
+                        failed[job[-1]] = Path(logs, job[-1]).read_text(encoding="utf-8", errors="replace")
+                    free.append(share)
+                    bar.advance(1, failed=len(failed))
+        finally:
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+            for process in running:  # a pretraining saves a checkpoint first
+                process.wait()
+            bar.close()
+    return failed
+
+
+def begin(job: Job, share: Share, log: Path) -> subprocess.Popen:
+    """Has DVC make a job, in a session of its own, to be stopped together with the stage that it runs."""
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", *job]
+    with log.open("w") as said:
+        return subprocess.Popen(
+            command, env=os.environ | share, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def reproduce(work: Callable[[list[Job]], dict[str, str]], how: str) -> None:
-    """`dvc repro`, but `work` makes all that is to be pretrained and evaluated; it returns what failed, as Workers do.
+    """`dvc repro`, but `work` makes all that is to be pretrained and evaluated; it returns what failed.
 
     Raises InputError where something did.
     """
     settings = read()
-    subprocess.run([*DVC, "repro", "plan", *(f"prepare@{modality}" for modality in settings.benchmark)], check=True)
+    data = [f"prepare/dvc.yaml:prepare@{modality}" for modality, bench in settings.benchmark.items() if bench.methods]
+    subprocess.run([*DVC, "repro", "plan", *data], check=True)
     status = subprocess.run([*DVC, "status", "--json"], check=True, stdout=subprocess.PIPE, text=True)
-    stale = json.loads(status.stdout)
-    forget(stale)
-    waiting = jobs(settings, set(stale))
-    print(f"{len(waiting)} runs to make, {how}", flush=True)
+    waiting = jobs(settings, set(json.loads(status.stdout)))
+    print(f"{len(waiting)} entries to make, {how}", flush=True)
     failed = work(waiting) if waiting else {}
     for stage, said in failed.items():
         print(f"\n{stage} could not be made:\n" + "\n".join(said.splitlines()[-SHOWN:]), file=sys.stderr)
     if failed:
-        raise InputError(f"{len(failed)} of {len(waiting)} runs failed; mend what they say, and start again")
+        raise InputError(f"{len(failed)} of {len(waiting)} entries failed; mend what they say, and start again")
     subprocess.run([*DVC, "repro"], check=True)
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, help="stages at a time; one for each GPU, or else for each core")
-    parser.add_argument("--threads", type=int, help="of each; the cores, divided among the workers")
+    parser.add_argument("--workers", type=int, help="entries at a time; by default each seed has a GPU or core")
     given = parser.parse_args()
-    import torch
-
-    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
-    workers = given.workers or gpus or cores
-    threads = given.threads or max(1, cores // workers)
-    if min(workers, threads) < 1:
-        raise InputError("--workers and --threads must be at least 1")
-    reproduce(Workers(workers, threads, gpus).work, f"{workers} at a time with {threads} threads each")
+    gpus, seeds = visible_gpus(), len(read().seeds)
+    workers = max(1, (len(gpus) or cores()) // seeds) if given.workers is None else given.workers
+    if workers < 1:
+        raise InputError(f"--workers: expected 1 or more, but it is {workers}")
+    free = shares(workers, cores(), gpus)
+    reproduce(lambda waiting: work(waiting, free), f"{workers} at a time")
 
 
 if __name__ == "__main__":

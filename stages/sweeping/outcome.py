@@ -6,7 +6,6 @@ Only trials.csv holds times; all else is the same bytes whenever the trials are 
 import csv
 import math
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial
 
 from ..common.files import replacing, write_json
 from ..common.settings import Sweep
+from .space import Search
+from .study import best_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -29,58 +30,46 @@ STYLE = {"svg.hashsalt": "sweep", "font.size": 9, "axes.spines.top": False, "axe
 Space = dict[str, BaseDistribution]
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished trial. `value` is its score, None where training diverged."""
-
-    number: int
-    value: float | None
-    params: dict[str, Any]
-    seconds: float
-
-
-def best_of(results: list[Result]) -> Result | None:
-    """The first with the highest score; None where all diverged."""
-    return max((r for r in results if r.value is not None), key=lambda r: r.value, default=None)
-
-
-def write(folder: Path, sweep: Sweep, space: Space, results: list[Result], block: dict[str, Any]) -> None:
+def write(folder: Path, search: Search, results: list[FrozenTrial], block: dict[str, Any]) -> None:
     """Writes all files of a finished sweep. `block` is what to paste into params.yaml to adopt the best result.
 
-    Trial 0 is the entry as it stands.
+    Trial 0 is the entry as it stands; a trial without a value diverged.
     """
+    space = {axis: results[0].distributions[axis] for axis in search.sweep.space}
     weights, best = importances(results, space), best_of(results)
     with replacing(folder / "trials.csv") as file:
         write_table(file, space, results)
     with replacing(folder / "best.yaml") as file:
-        file.write_text(best_yaml(sweep, results, block), encoding="utf-8")
+        file.write_text(best_yaml(search.sweep, results, block), encoding="utf-8")
     save(draw_importances(weights, space), folder / "importance.svg")
     save(draw_slices(results, space), folder / "slice.svg")
     save(draw_parallel(results, space), folder / "parallel.svg")
     summary = {
+        "key": search.study.rpartition("-")[2],
         "trials": len(results),
         "diverged": sum(r.value is None for r in results),
-        "epochs": sweep.epochs,
-        "seed": sweep.seed,
+        "epochs": search.sweep.epochs,
+        "seed": search.sweep.seed,
         "default_value": results[0].value,
         "best_value": best and best.value,
         "best_trial": best and best.number,
-        "best_params": best and best.params,
+        "best_params": best and {axis: best.params[axis] for axis in space},
         "importance": weights,
     }
     write_json(folder / "study.json", summary)
 
 
-def write_table(path: Path, space: Space, results: list[Result]) -> None:
+def write_table(path: Path, space: Space, results: list[FrozenTrial]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["number", "state", "value", *space, "seconds"])
         for r in results:
             state = "diverged" if r.value is None else "complete"
-            table.writerow([r.number, state, r.value, *(r.params[axis] for axis in space), f"{r.seconds:.1f}"])
+            values = (r.params[axis] for axis in space)
+            table.writerow([r.number, state, r.value, *values, f"{r.user_attrs['seconds']:.1f}"])
 
 
-def best_yaml(sweep: Sweep, results: list[Result], block: dict[str, Any]) -> str:
+def best_yaml(sweep: Sweep, results: list[FrozenTrial], block: dict[str, Any]) -> str:
     """The block to paste, below a comment that says what it is worth."""
     best, default = best_of(results), results[0]
     if best is None:
@@ -94,7 +83,7 @@ def best_yaml(sweep: Sweep, results: list[Result], block: dict[str, Any]) -> str
     )
 
 
-def importances(results: list[Result], space: Space) -> dict[str, dict[str, float]]:
+def importances(results: list[FrozenTrial], space: Space) -> dict[str, dict[str, float]]:
     """{evaluator: {axis: share of the score's variation}}; empty where the scores do not differ.
 
     Two evaluators, because they may well disagree on so few trials.
@@ -103,7 +92,7 @@ def importances(results: list[Result], space: Space) -> dict[str, dict[str, floa
     if len({r.value for r in scored}) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
-    study.add_trials(create_trial(params=r.params, distributions=space, value=r.value) for r in scored)
+    study.add_trials(scored)
     weights = {}
     for name, evaluator in {
         "PED-ANOVA": PedAnovaImportanceEvaluator(),
@@ -133,7 +122,7 @@ def draw_importances(weights: dict[str, dict[str, float]], space: Space) -> Figu
         return figure
 
 
-def draw_slices(results: list[Result], space: Space) -> Figure:
+def draw_slices(results: list[FrozenTrial], space: Space) -> Figure:
     """The score against each axis alone; diverged trials are crosses at the foot."""
     with plt.rc_context(STYLE):
         size = (2.4 * len(space) + 0.6, 2.6)
@@ -160,7 +149,7 @@ def draw_slices(results: list[Result], space: Space) -> Figure:
         return figure
 
 
-def draw_parallel(results: list[Result], space: Space) -> Figure:
+def draw_parallel(results: list[FrozenTrial], space: Space) -> Figure:
     """Each trial as a line through its settings to its score, the best drawn last.
 
     Diverged trials are dotted, to the foot; the settings in use are black.

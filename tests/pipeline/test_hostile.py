@@ -35,12 +35,13 @@ from test_sweep import objective, search
 from test_video_audio_data import film
 
 from ssl_methods import build_encoder
-from stages import plan, sweep
+from stages import plan
 from stages.common import settings
 from stages.common.settings import InputError
 from stages.measures import frozen
 from stages.prepare import prepare
 from stages.reporting import results
+from stages.sweeping import study as sweep
 from stages.training import checkpoint
 from stages.training.columns import Columns, facts_of, manifest
 
@@ -711,7 +712,7 @@ def test_damaged_results(content):
         (folder / "scores.json").write_bytes(content)
         (folder / "status.json").write_bytes(content)
         ends_well("json", lambda: results.read_json(folder / "scores.json"))
-        ends_well("status", lambda: frozen.how_it_ended(folder))
+        ends_well("status", lambda: frozen.pretraining_status(folder))
 
 
 @pytest.fixture(scope="module")
@@ -771,7 +772,7 @@ def open_journal(content: bytes) -> None:
         def work() -> int:
             study = sweep.open_study(sought)
             for trial in study.get_trials(deepcopy=False):
-                sweep.holds(trial)
+                sweep.lost(trial)
             return len(sweep.results_of(study, 3))
 
         ends_well("journal", work)

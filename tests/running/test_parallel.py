@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stages.common.files import write_json
 from stages.common.settings import InputError, read
 from stages.running import cluster, parallel
+from stages.tracking import runs
 
 ROOT = Path(__file__).parents[2]
 FAKE = """
@@ -45,7 +47,7 @@ def notes(tmp_path, monkeypatch):
 
 def test_so_many_work_at_a_time_and_a_run_is_evaluated_after_it_is_trained(notes):
     names = [[f"pretrain{i}", f"evaluate{i}"] for i in range(4)]
-    assert parallel.Workers(2, threads=3, gpus=0).work(names) == {}
+    assert parallel.work(names, parallel.shares(2, cores=6, gpus=[])) == {}
     at_once, most, ended = 0, 0, []
     for what, stage, threads in notes():
         assert threads == "3"
@@ -60,21 +62,60 @@ def test_so_many_work_at_a_time_and_a_run_is_evaluated_after_it_is_trained(notes
 
 
 def test_a_failure_stops_its_own_run_alone_and_is_told(notes):
-    failed = parallel.Workers(2, threads=1, gpus=0).work([["bad", "after"], ["good", "better"]])
+    failed = parallel.work([["bad", "after"], ["good", "better"]], parallel.shares(2, cores=2, gpus=[]))
     assert list(failed) == ["after"]
     assert "bad is broken" in failed["after"]
     assert {stage for _, stage, _ in notes()} == {"bad", "good", "better"}
 
 
-def test_each_worker_has_a_gpu_of_its_own():
-    slots = parallel.Workers(3, threads=1, gpus=2).slots
-    assert [slots.get()["CUDA_VISIBLE_DEVICES"] for _ in range(3)] == ["0", "1", "0"]
+@pytest.mark.parametrize(
+    ("workers", "gpus", "expected"),
+    [
+        (2, ["0", "1", "2", "3"], ["0,2", "1,3"]),
+        (3, ["4", "7"], ["4", "7", "4"]),
+        (1, ["GPU-5c1", "GPU-8f2"], ["GPU-5c1,GPU-8f2"]),
+    ],
+)
+def test_each_worker_has_its_share_of_the_gpus_and_the_cores(workers, gpus, expected):
+    shares = parallel.shares(workers, cores=8, gpus=gpus)
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == expected
+    assert {share["OMP_NUM_THREADS"] for share in shares} == {str(8 // workers)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "gpus", "expected"),
+    [
+        ([], 2, 0, 1),  # as `dvc repro`
+        ([], 16, 0, 5),
+        ([], 16, 2, 1),  # fewer GPUs than seeds
+        ([], 16, 8, 2),
+        (["--workers", "4"], 2, 0, 4),
+    ],
+)
+def test_by_default_each_seed_has_a_gpu_or_a_core(asked, cores, gpus, expected, monkeypatch):
+    told = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["parallel", *asked])
+    monkeypatch.setattr(parallel, "cores", lambda: cores)
+    monkeypatch.setattr(parallel, "visible_gpus", lambda: [str(gpu) for gpu in range(gpus)])
+    monkeypatch.setattr(parallel, "reproduce", lambda work, how: told.append(how))
+    parallel.main()
+    assert told == [f"{expected} at a time"]
+
+
+def test_gpus_that_are_hidden_stay_so(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert parallel.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert parallel.visible_gpus() == ["4", "7"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_leaves_no_process_behind_and_begins_nothing_more(notes, how):
-    work = "from stages import parallel, settings; import sys; parallel.DVC = (sys.executable, 'fake.py'); "
-    work += "parallel.Workers(1, 1, 0).work([['slow1', 'never'], ['never']])"
+    work = "from stages.running import parallel; import sys; parallel.DVC = (sys.executable, 'fake.py'); "
+    work += "jobs, shares = [['slow1', 'never'], ['never']], parallel.shares(1, 1, []); "
+    work += "parallel.command(lambda: parallel.work(jobs, shares))"
     process = subprocess.Popen([sys.executable, "-c", work], env={**os.environ, "PYTHONPATH": str(ROOT)})
     until = time.monotonic() + 60
     while not Path("child").exists() or not Path("child").read_text():
@@ -99,31 +140,54 @@ def alive(pid: int) -> bool:
 
 def test_jobs_are_what_is_stale_the_longest_first(tmp_path, monkeypatch):
     settings = read(ROOT / "params.yaml")
-    modality = settings.benchmark["image"].model_copy(update={"methods": ["pca", "mae", "simclr"]})
-    settings = settings.model_copy(update={"benchmark": {"image": modality}, "seeds": [0]})
+    modality = settings.benchmark["image"].model_copy(update={"methods": ["pca", "mae", "byol", "simclr", "raw"]})
+    settings = settings.model_copy(update={"benchmark": {"image": modality}})
     monkeypatch.chdir(tmp_path)
-    for entry, seconds in {"pca": (1.0, 10.0), "mae": (20.0, 9.0)}.items():
-        for stage, took in zip(("pretrain", "evaluate"), seconds, strict=True):
-            write_json(tmp_path / f"metrics/image/{entry}/0/{stage}.json", {"seconds": took})
-    names = {kind: {m: f"{kind}-image@{m}-0" for m in modality.methods} for kind in ("pretrain", "evaluate")}
-    stale = {names["pretrain"]["pca"], names["evaluate"]["mae"], names["pretrain"]["simclr"], "report"}
+    for entry, seconds in {"pca": (1.0, 2.0), "mae": (20.0, 9.0), "byol": (7.0, 7.0), "raw": (99.0,)}.items():
+        for seed, took in enumerate(seconds):
+            write_json(tmp_path / f"metrics/image/{entry}/pretrain/{seed}.json", {"seconds": took})
+    stale = {f"pretrain-image@{entry}" for entry in ("pca", "byol", "simclr")} | {"evaluate-image@mae", "report"}
     assert parallel.jobs(settings, stale) == [
-        [names["pretrain"]["simclr"], names["evaluate"]["simclr"]],  # it never ran
-        [names["pretrain"]["pca"], names["evaluate"]["pca"]],
-        [names["evaluate"]["mae"]],  # what is not stale takes no time
+        ["pretrain-image@simclr", "evaluate-image@simclr"],  # it never ran
+        ["evaluate-image@mae"],
+        ["pretrain-image@byol", "evaluate-image@byol"],
+        ["pretrain-image@pca", "evaluate-image@pca"],
     ]
 
 
-def test_stages_that_depend_on_something_else_by_now_are_forgotten_and_no_others(tmp_path):
-    lock = tmp_path / "dvc.lock"
-    kept = "schema: '2.0'\nstages:\n  a:\n    cmd: a\n    params:\n      keys.json:\n        a: '123456789e12'\n"
-    lock.write_text(kept + "  b:\n    cmd: b\n  c:\n    cmd: c\n")
-    parallel.forget(
-        {"b": [{"changed deps": {"data": "modified"}}, "changed command"], "c": [{"changed outs": {}}]}, lock
-    )
-    assert lock.read_text() == kept + "  c:\n    cmd: c\n"
-    parallel.forget({"d": [{"changed deps": {}}]}, tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+DVC = """
+import json, sys
+open("notes", "a").write(" ".join(sys.argv[1:]) + "\\n")
+if "status" in sys.argv:
+    print(json.dumps({"pretrain-image@pca": [{"changed deps": {}}]}))
+"""
+
+
+def test_all_else_is_made_before_and_after_and_nothing_of_a_modality_without_entries(tmp_path, monkeypatch):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["benchmark"]["image"] |= {"methods": ["pca"], "sweeps": []}
+    params["benchmark"]["text"]["methods"] = []
+    params["benchmark"] = {name: params["benchmark"][name] for name in ("image", "text")}
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("fake.py").write_text(DVC)
+    monkeypatch.setattr(parallel, "DVC", (sys.executable, "fake.py"))
+
+    def work(waiting):
+        with open("notes", "a") as notes:
+            print("work", waiting, file=notes)
+        return {}
+
+    parallel.reproduce(work, "here")
+    assert Path("notes").read_text().splitlines() == [
+        "repro plan prepare/dvc.yaml:prepare@image",
+        "status --json",
+        "work [['pretrain-image@pca', 'evaluate-image@pca']]",
+        "repro",
+    ]
+    with pytest.raises(InputError, match=r"^1 of 1 entries failed"):
+        parallel.reproduce(lambda waiting: {"evaluate-image@pca": "it is broken"}, "here")
+    assert Path("notes").read_text().splitlines()[-1] == "status --json"
 
 
 # A cluster: submitit's own executor for this machine
@@ -135,6 +199,7 @@ def local(notes, tmp_path, monkeypatch):
     (tmp_path / "fake.py").rename(tmp_path / "dvc.py")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(cluster, "POLL", 0.1)
+    monkeypatch.setattr(runs, "write_all", lambda: Path("tracked").touch(), raising=False)
     return cluster.Cluster("local", {"slurm_array_parallelism": 2})
 
 
@@ -144,14 +209,11 @@ def test_jobs_of_a_cluster_make_all_runs_and_tell_what_failed(local, notes):
     assert "bad is broken" in failed["after"]
     assert {stage for _, stage, _ in notes()} == {"bad", "pretrain", "evaluate"}
     assert [stage for what, stage, _ in notes() if what == "end" and stage != "bad"] == ["pretrain", "evaluate"]
+    assert Path("tracked").exists()  # what the machines of the cluster could not tell MLflow is told here
 
 
-def test_a_job_that_dies_costs_its_own_run_alone_and_what_it_left_for_mlflow_is_written(local, notes):
-    left = Path(".scratch/tracking/node17/1-1.calls")  # here nothing of a run, so that MLflow is not asked
-    left.parent.mkdir(parents=True)
-    left.write_text("{\n")
+def test_a_job_that_dies_costs_its_own_entry_alone(local, notes):
     failed = local.work([["doomed", "never"], ["pretrain", "evaluate"]])
-    assert not left.exists()
     assert list(failed) == ["never"]
     assert {stage for _, stage, _ in notes()} == {"doomed", "pretrain", "evaluate"}
 
