@@ -1,6 +1,6 @@
-"""What is measured on frozen features: arrays in, numbers out. One idea a file, and no file is opened here.
+"""What is measured on frozen features: arrays in, numbers out, one idea a file. `finetune` is given a network to train.
 
-`finetune` alone is given a network, which it trains on.
+`protocol` says in which order, with `diagnostics` for what is told beside accuracies; `frozen` reads weights and data.
 """
 
 from collections.abc import Mapping

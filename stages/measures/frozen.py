@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ssl_methods import build_encoder, load_modality
 
-from ..common.progress import Progress
 from ..common.settings import Evaluation, InputError, one_line
 from ..training import devices
 from ..training.columns import Columns, manifest
@@ -72,7 +71,7 @@ class Split:
         return all(features.isfinite().all() for features in self.depths.values())
 
 
-def how_it_ended(models: Path) -> dict[str, Any]:
+def pretraining_status(models: Path) -> dict[str, Any]:
     """How the pretraining ended."""
     try:
         found = json.loads((models / "status.json").read_text(encoding="utf-8"))
@@ -141,13 +140,11 @@ def embed(subject: Subject, split: str, rows: Tensor | None = None) -> dict[str,
     """
     columns = Columns(subject.folder / split, subject.look.columns, subject.device)
     rows = torch.arange(len(columns)) if rows is None else rows
-    parts, bar = [], Progress(f"embed {split}", len(rows), "rows")
+    parts = []
     subject.encoder.to(subject.device).eval()
     for index in rows.split(subject.protocol.batch_size):
         with torch.inference_mode():
             parts.append(subject.look.embed(subject.encoder, columns.rows(index)))
-        bar.advance(len(index))
-    bar.close()
     return {
         tower: {depth: torch.cat([part[tower][depth] for part in parts]).float() for depth in depths}
         for tower, depths in parts[0].items()
