@@ -267,25 +267,25 @@ def test_seeds_side_by_side_share_the_threads(folder):
     assert growth.side_by_side(make, seeds=2, seconds=0) > 0
 
 
-def test_stages_are_timed_in_folders_where_no_run_is_kept(monkeypatch):
-    times = {("untrained", False): 2.0, ("untrained", True): 3.0, ("simclr", False): 10.0}
-    folders = []
+def test_what_stands_around_a_stage_is_told_from_its_work(monkeypatch):
+    times = {("pretrain", "untrained"): 2.0, ("evaluate", "untrained"): 1.0, ("pretrain", "simclr"): 10.0}
+    stores = []
 
     def taken(command, where=None, goes=3, **variables):
         if where is None:
             return 0.5  # an import
-        folders.append(where)
-        assert {path.name for path in where.iterdir()} <= {
-            *["plan.json", "keys.json", "params.yaml", "data", "ssl_methods"]
-        }
-        return times[command[-1], variables["MLFLOW_TRACKING_URI"] != "off"]
+        assert (where / "params.yaml").exists()
+        _, _, stage, _, entry = command
+        if (store := variables["MLFLOW_TRACKING_URI"]) != "off":
+            stores.append(store)
+        return times[stage.removeprefix("stages."), entry] + 3 * (store != "off")
 
     monkeypatch.setattr(overhead, "taken", taken)
     monkeypatch.setattr(overhead, "idle", lambda stages: {"repro": 1.0, "status": 0.5})
     found = overhead.overhead()
-    assert len(set(folders)) == len(folders) == 7
+    assert len(set(stores)) == 3  # a store has an entry once
     assert found["import"]["pretrain"] == 0.5
-    assert (found["nothing"], found["tracking"]) == (2, 10)
+    assert (found["nothing"], found["tracking"]) == (2, 30)
 
 
 def test_what_stands_around_the_work_is_told():
