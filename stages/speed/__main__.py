@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from ..common.command import command
-from ..common.files import write_json
+from ..common.files import read_json, write_json
 from ..common.settings import InputError, Settings, read
-from ..reporting.results import read_json
 from ..training import devices
 from .entries import limit, methods
 from .growth import growth
