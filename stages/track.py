@@ -1,0 +1,17 @@
+"""Writes into MLflow what is in files and not there yet, as after a clone or a fault.   python -m stages.track
+
+metrics/ and reports/sweeps -> the store that `mlflow ui` shows
+"""
+
+from .common.command import command
+from .tracking import runs, store
+
+
+def main() -> None:
+    runs.write_all()
+    for line in store.pages():
+        print(line)
+
+
+if __name__ == "__main__":
+    command(main)
