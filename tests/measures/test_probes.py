@@ -1,6 +1,5 @@
-"""The measures, against closed forms, hand-computed cases and scikit-learn."""
+"""Probes, retrieval and zero-shot, against closed forms, hand-computed cases and scikit-learn."""
 
-import math
 from collections.abc import Iterable
 
 import pytest
@@ -11,9 +10,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
 from stages.measures import Labelled, accuracy, best, joined, knn, linear, standard_error
-from stages.measures.rank import effective_rank
 from stages.measures.retrieval import retrieval
-from stages.measures.spread import spread
 from stages.measures.zero_shot import zero_shot
 
 STRENGTHS = [1e-4, 1e-2, 1.0]
@@ -128,8 +125,8 @@ def test_the_path_goes_from_strong_to_weak_and_ends_where_a_fresh_start_ends():
 def test_where_a_fit_starts_changes_its_time_alone(monkeypatch):
     first, second = clusters(300, apart=0.5), clusters(200, apart=0.5, seed=1)
     ((_, start),) = linear.fit(first, strengths=[1e-4], classes=4)
-    evaluations, scores = [], torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *given: (evaluations.append(1), scores(*given))[1])
+    evaluations, loss = [], F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *given, **how: (evaluations.append(1), loss(*given, **how))[1])
     counts, found = [], []
     for place in (None, start):
         evaluations.clear()
@@ -173,8 +170,8 @@ def test_a_probe_reports_its_curve_and_a_test_score_after_training_on_both():
     assert len(set(probe.curve.values())) > 1
     assert probe.validation == probe.curve[probe.strength] == max(probe.curve.values())
     ((_, both),) = linear.fit(joined(train, validation), strengths=[probe.strength], classes=4)
-    assert probe.correct == (both.predict(test[0]) == test[1]).sum()
-    assert probe.test == pytest.approx(100 * probe.correct / 150)
+    assert probe.predicted.equal(both.predict(test[0]))
+    assert probe.test == accuracy(probe.predicted, test[1])
 
 
 def test_constant_columns_change_nothing():
@@ -223,38 +220,6 @@ def test_a_class_without_rows_is_never_predicted():
     ((_, classifier),) = linear.fit(data, strengths=[1e-2], classes=6)
     assert classifier.bias.isfinite().all()
     assert classifier.predict(data[0]).max() < 4
-
-
-# ---- Health
-
-
-@pytest.mark.parametrize(
-    ("features", "expected"),
-    [
-        (torch.eye(8).repeat(10, 1), 8),
-        (torch.outer(torch.arange(1.0, 50), torch.arange(1.0, 9)), 1),
-        (torch.diag(torch.tensor([2.0, 1.0, 1.0])), 2**1.5),  # p = 1/2, 1/4, 1/4
-        (5 * torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0]))[:3], 2**1.5),  # wider than long, and scaled
-        (torch.zeros(20, 8), 1),
-    ],
-)
-def test_the_effective_rank_has_closed_forms(features, expected):
-    assert effective_rank(features) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("features", "expected"),
-    [
-        (torch.cat([torch.eye(8), -torch.eye(8)]), 1),
-        (torch.full((10, 8), 3.0), 0),
-        (torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]]), 0.5),  # one channel of four deviates, by 1
-        (torch.eye(4), math.sqrt(3) / 2),  # a deviation of sqrt(1/4 * 3/4) in each
-        (torch.zeros(10, 8), 0),
-    ],
-)
-def test_the_spread_has_closed_forms(features, expected):
-    assert spread(features) == pytest.approx(expected, abs=1e-6)
-    assert spread(100 * features) == pytest.approx(expected, abs=1e-6)
 
 
 # ---- Retrieval
