@@ -72,11 +72,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """All that there is to say of the weights in `models` on the data in `folder`: the keys of UNMEASURED and two more.
 
-    `encoder` is the encoder's block of plan.json, and `mapped` whether to make a map of the features, which takes as
-    long as all probes; `advance` is told from time to time which share of the work is done. The `status` is ok,
-    diverged (in pretraining, or features that are not finite), collapsed (see `symptom_of`) or unlabelled; `data` tells
-    classes and rows. Raises InputError for missing files, for weights that do not fit, and for a split without a
-    labelled row.
+    `encoder` is the encoder's block of plan.json, and `mapped` whether to make a map of the features; `advance` is told
+    from time to time which share of the work is done. The `status` is ok, diverged (in pretraining, or features that
+    are not finite), collapsed (see `symptom_of`) or unlabelled; `data` tells classes and rows. Raises InputError for
+    missing files, for weights that do not fit, and for a split without a labelled row.
     """
     devices.keep_freed_memory()
     data = manifest(folder)
