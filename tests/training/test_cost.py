@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_methods import FACTS, batches, small
 from torch import nn
 
 from ssl_methods.encoders.transformers import Transformer
 from stages.training.cost import multiply_adds
 from stages.training.loop import build_method
+from tests.methods.test_methods import FACTS, batches, small
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -11,20 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_methods
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssl_methods
 from ssl_methods.parts.processes import processes
-from stages import pretrain
 from stages.common import settings
 from stages.common.settings import Entry, InputError
-from stages.training import distributed
+from stages.training import distributed, loop
 from stages.training.columns import Columns
 from stages.training.loop import build_method, descend, fit
 from stages.training.optimizers import optimizer_of
+from tests.methods import test_methods
 
 ROOT = Path(__file__).parents[2]
 N = 13  # rows of each of two processes: no other size of the small methods is a multiple of it
@@ -131,14 +130,14 @@ def interrupted(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
     def ended(**options) -> dict[str, Tensor]:
         method = build_method(entry, test_methods.FACTS, seed=0).train()
-        fit(method, columns, entry.training, steps=14, seed=0, label="byol", **options)
+        fit(method, columns, entry.training, steps=14, seed=0, **options)
         return {name: value.clone() for name, value in method.state_dict().items()}
 
     def stop(step: int, **numbers: float) -> None:
         if step == 9:
             raise KeyboardInterrupt
 
-    pretrain.CHECKPOINT_SECONDS = 0.0
+    loop.CHECKPOINT_SECONDS = 0.0
     straight = ended()
     with suppress(KeyboardInterrupt):
         ended(keep=keep, log=stop)
@@ -161,11 +160,10 @@ def on_two(every_rows, pictures, tmp_path_factory) -> list[dict[str, Any]]:
     torch.save(every_rows, folder / "rows.pt")
     np.save(folder / "image.npy", pictures.numpy())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    places = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     ended = subprocess.run(
         [*launcher, __file__, str(folder)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

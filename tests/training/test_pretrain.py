@@ -19,13 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_methods import Method
+from ssl_methods import Method, build_encoder
 from ssl_methods.baselines.untrained import Untrained
-from stages import pretrain
 from stages.common import settings
 from stages.common.files import write_json
 from stages.common.settings import Entry, InputError, Training
-from stages.training import checkpoint, columns, devices
+from stages.training import checkpoint, columns, devices, loop, record
 from stages.training.columns import Columns
 from stages.training.panels import panel, sentences
 
@@ -59,16 +58,16 @@ def data(tmp_path: Path, pictures: Tensor) -> Path:
     return folder
 
 
-def weights(trained: pretrain.Trained, folder: Path) -> bytes:
-    pretrain.write(trained, folder)
+def weights(trained: loop.Trained, folder: Path) -> bytes:
+    record.write(trained, folder)
     return (folder / "encoder.safetensors").read_bytes()
 
 
 def test_equal_seeds_write_equal_bytes(data, tmp_path):
     entry = entry_of("simclr")
-    first, again = (weights(pretrain.train(entry, data, seed=0), tmp_path / str(i)) for i in range(2))
+    first, again = (weights(loop.train(entry, data, seed=0), tmp_path / str(i)) for i in range(2))
     assert first == again
-    assert first != weights(pretrain.train(entry, data, seed=1), tmp_path / "other")
+    assert first != weights(loop.train(entry, data, seed=1), tmp_path / "other")
 
 
 def test_a_panel_shows_held_out_pictures_that_may_be_shown(data, pictures):
@@ -76,7 +75,7 @@ def test_a_panel_shows_held_out_pictures_that_may_be_shown(data, pictures):
     (data / "validation").mkdir()
     np.save(data / "validation/image.npy", pictures.numpy())
     manifest = columns.manifest(data)
-    trained = pretrain.train(entry_of("autoencoder"), data, seed=0)
+    trained = loop.train(entry_of("autoencoder"), data, seed=0)
     for shown in (list(range(0, 256, 42))[:6], [3, 5, 8]):
         write_json(data / "manifest.json", manifest | {"show": {"validation": shown}})
         made = panel(trained.method, data, torch.device("cpu"))
@@ -86,7 +85,7 @@ def test_a_panel_shows_held_out_pictures_that_may_be_shown(data, pictures):
         for n, row in enumerate(shown):
             truth = drawn[19:35, 18 * n + 1 : 18 * n + 17].astype(int)
             assert abs(truth - pictures[row].permute(1, 2, 0).numpy()).mean() < 20  # WebP keeps colours coarsely
-    assert panel(pretrain.train(entry_of("untrained"), data, seed=0).method, data, torch.device("cpu")) is None
+    assert panel(loop.train(entry_of("untrained"), data, seed=0).method, data, torch.device("cpu")) is None
 
 
 class Told(Method):
@@ -106,9 +105,9 @@ def test_held_out_numbers_are_means_over_validation_batches(tmp_path):
     table = Columns(tmp_path / "validation", ["index_of"], cpu)
     firsts = [table.batch(step, 16, seed=0)["index_of"][0].item() for step in range(3)]
     expected = {"loss": pytest.approx(sum(firsts) / 3, rel=1e-4), "twice": pytest.approx(sum(firsts) / 1.5, rel=1e-4)}
-    assert pretrain.held_out(Told(), tmp_path, cpu, batch_size=16) == expected
-    assert pretrain.held_out(Told(), tmp_path, cpu, batch_size=64) == {}  # more than there are
-    assert pretrain.held_out(Untrained(torch.nn.Identity()), tmp_path, cpu, batch_size=16) == {}
+    assert record.held_out(Told(), tmp_path, cpu, batch_size=16) == expected
+    assert record.held_out(Told(), tmp_path, cpu, batch_size=64) == {}  # more than there are
+    assert record.held_out(Untrained(torch.nn.Identity()), tmp_path, cpu, batch_size=16) == {}
 
 
 def test_sentences_are_read_back_with_the_datas_vocabulary(tmp_path):
@@ -143,9 +142,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(name, data, tmp_path, monke
     """BYOL has a teacher and a schedule, MoCo a teacher and a queue; both must come back as they were."""
     entry = entry_of(name, TRAINING.model_copy(update={"epochs": 2}), **({"queue": 64} if name == "moco" else {}))
     judged = []  # the latest losses, which tell a dead run: they, too, must come back
-    monkeypatch.setattr(pretrain, "fault_in", lambda losses, *_: judged.append(losses.tolist()))
-    straight = pretrain.train(entry, data, seed=0)
-    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "fault_in", lambda losses, *_: judged.append(losses.tolist()))
+    straight = loop.train(entry, data, seed=0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
 
     def stop_at_9(step: int, **numbers: float) -> None:
         if step == 9:
@@ -153,10 +152,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(name, data, tmp_path, monke
 
     (tmp_path / "keep").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(entry, data, seed=0, log=stop_at_9, keep=tmp_path / "keep")
+        loop.train(entry, data, seed=0, log=stop_at_9, keep=tmp_path / "keep")
     torch.manual_seed(99)  # another process would not have the random state of this one
     logged = []
-    resumed = pretrain.train(entry, data, seed=0, log=lambda step, **_: logged.append(step), keep=tmp_path / "keep")
+    resumed = loop.train(entry, data, seed=0, log=lambda step, **_: logged.append(step), keep=tmp_path / "keep")
     assert weights(resumed, tmp_path / "resumed") == weights(straight, tmp_path / "straight")
     assert [p["loss"] for p in resumed.curve] == [p["loss"] for p in straight.curve]
     assert judged[15] == judged[-1]
@@ -166,9 +165,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(name, data, tmp_path, monke
 @pytest.mark.parametrize("step", [5, 6])  # between two points of the curve, and at one
 def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(step, data, tmp_path, monkeypatch):
     entry = entry_of("byol", TRAINING.model_copy(update={"epochs": 2}))
-    monkeypatch.setattr(pretrain, "POINTS", 8)  # of 16 steps
-    straight = pretrain.train(entry, data, seed=0)
-    stepped, descend = [], pretrain.descend
+    monkeypatch.setattr(loop, "POINTS", 8)  # of 16 steps
+    straight = loop.train(entry, data, seed=0)
+    stepped, descend = [], loop.descend
 
     def asked_to_stop(*given) -> None:
         stepped.append(descend(*given))
@@ -176,13 +175,13 @@ def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(step, data, tmp_path,
             os.kill(os.getpid(), signal.SIGTERM)
 
     (tmp_path / "keep").mkdir()
-    monkeypatch.setattr(pretrain, "descend", asked_to_stop)
+    monkeypatch.setattr(loop, "descend", asked_to_stop)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(entry, data, seed=0, keep=tmp_path / "keep")
+        loop.train(entry, data, seed=0, keep=tmp_path / "keep")
     assert len(stepped) == step
     assert checkpoint.restore(tmp_path / "keep", torch.device("cpu"))["step"] == step
     torch.manual_seed(99)
-    resumed = pretrain.train(entry, data, seed=0, keep=tmp_path / "keep")
+    resumed = loop.train(entry, data, seed=0, keep=tmp_path / "keep")
     assert weights(resumed, tmp_path / "resumed") == weights(straight, tmp_path / "straight")
     assert [p["loss"] for p in resumed.curve] == [p["loss"] for p in straight.curve]
 
@@ -190,9 +189,9 @@ def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(step, data, tmp_path,
 @pytest.mark.parametrize("name", ["byol", "swav"])
 def test_a_run_killed_after_its_last_step_ends_with_the_same_numbers(name, data, tmp_path, monkeypatch):
     """While its record is made, that is; what it cost and how it does its task are as they would have been."""
-    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     (tmp_path / "keep").mkdir()
-    first, again = (pretrain.train(entry_of(name), data, seed=0, keep=tmp_path / "keep") for _ in range(2))
+    first, again = (loop.train(entry_of(name), data, seed=0, keep=tmp_path / "keep") for _ in range(2))
     assert (again.samples, again.method.progress) == (first.samples, first.method.progress) == (256, 1.0)
     assert weights(again, tmp_path / "again") == weights(first, tmp_path / "first")
 
@@ -207,8 +206,8 @@ def test_a_killed_process_resumes_from_its_checkpoint(data, tmp_path):
         "pretrain.CHECKPOINT_SECONDS = 0\n"
         "entry = Entry.model_validate_json(Path(sys.argv[1]).read_text())\n"
         "with checkpoint.scratch('byol', 'key') as keep:\n"
-        "    trained = pretrain.train(entry, Path(sys.argv[2]), 0, keep=keep)\n"
-        "    pretrain.write(trained, Path(sys.argv[3]))\n",
+        "    trained = loop.train(entry, Path(sys.argv[2]), 0, keep=keep)\n"
+        "    record.write(trained, Path(sys.argv[3]))\n",
         encoding="utf-8",
     )
     described = tmp_path / "entry.json"
@@ -222,7 +221,7 @@ def test_a_killed_process_resumes_from_its_checkpoint(data, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command("straight"), cwd=tmp_path, env=environment, check=True, capture_output=True)
     killed = subprocess.Popen(command("resumed"), cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    saved = tmp_path / ".scratch/byol-key/checkpoint.pt"
+    saved = tmp_path / "keep/checkpoint.pt"
     while not saved.exists() and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
@@ -233,22 +232,20 @@ def test_a_killed_process_resumes_from_its_checkpoint(data, tmp_path):
     assert "resumed at step" in ended.stdout
     straight, resumed = ((tmp_path / out / "encoder.safetensors").read_bytes() for out in ("straight", "resumed"))
     assert resumed == straight
-    assert not saved.parent.exists()
 
 
 def test_a_damaged_checkpoint_is_said_so_and_passed_over(data, tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 not whole")
-    trained = pretrain.train(entry_of("simclr"), data, seed=0, keep=tmp_path)
+    trained = loop.train(entry_of("simclr"), data, seed=0, keep=tmp_path)
     assert trained.status == "ok"
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_one_run_is_not_run_twice_at_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_one_run_is_not_run_twice_at_once(tmp_path):
     with (
-        checkpoint.scratch("simclr", "key"),
+        checkpoint.locked(tmp_path),
         pytest.raises(InputError, match="another process"),
-        checkpoint.scratch("simclr", "key"),
+        checkpoint.locked(tmp_path),
     ):
         pass
 
@@ -256,10 +253,10 @@ def test_one_run_is_not_run_twice_at_once(tmp_path, monkeypatch):
 def test_a_run_that_diverges_is_a_result(data, tmp_path):
     """No weights are left, and the status says when and why."""
     entry = entry_of("simclr", TRAINING.model_copy(update={"lr": 1e30, "epochs": 2, "warmup": 0.0}))
-    trained = pretrain.train(entry, data, seed=0)
+    trained = loop.train(entry, data, seed=0)
     assert trained.status == "diverged"
     assert 1 <= trained.step <= 16
-    pretrain.write(trained, tmp_path / "out")
+    record.write(trained, tmp_path / "out")
     assert json.loads((tmp_path / "out/status.json").read_text())["cause"].startswith("the loss is")
     assert not (tmp_path / "out/encoder.safetensors").exists()
 
@@ -275,16 +272,16 @@ def test_a_run_that_diverges_is_a_result(data, tmp_path):
     ],
 )
 def test_faults_are_found_at_their_step(losses, expected):
-    assert pretrain.fault_in(torch.tensor(losses), 10, moves=True) == expected
+    assert loop.fault_in(torch.tensor(losses), 10, moves=True) == expected
 
 
 def test_a_loss_without_a_gradient_may_stand_still():
-    assert pretrain.fault_in(torch.ones(30), 30, moves=False) is None
+    assert loop.fault_in(torch.ones(30), 30, moves=False) is None
 
 
 def test_weights_load_into_the_architecture(data, tmp_path):
-    weights(pretrain.train(entry_of("moco"), data, seed=0), tmp_path)
-    network = pretrain.ssl_methods.build_encoder(SMALL, {"size": 16})
+    weights(loop.train(entry_of("moco"), data, seed=0), tmp_path)
+    network = build_encoder(SMALL, {"size": 16})
     network.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
 
 
@@ -292,7 +289,7 @@ def test_clipping_bounds_the_gradient():
     layer = torch.nn.Linear(4, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     before = layer.weight.detach().clone()
-    pretrain.descend(optimizer, 1e6 * layer(torch.ones(2, 4)).sum(), rate=1.0, clip=0.1)
+    loop.descend(optimizer, 1e6 * layer(torch.ones(2, 4)).sum(), rate=1.0, clip=0.1)
     moved = torch.cat([(layer.weight.detach() - before).flatten(), layer.bias.grad]).norm()
     assert moved.item() == pytest.approx(0.1, rel=1e-3)
 
@@ -307,24 +304,24 @@ def test_clipping_bounds_the_gradient():
 )
 def test_what_does_not_fit_is_refused_before_training(name, change, expected, data):
     with pytest.raises(InputError, match=expected):
-        pretrain.train(entry_of(name, TRAINING.model_copy(update=change)), data, seed=0)
+        loop.train(entry_of(name, TRAINING.model_copy(update=change)), data, seed=0)
 
 
 def test_a_method_that_needs_labels_says_so(data):
     content = json.loads((data / "manifest.json").read_text())
     write_json(data / "manifest.json", {**content, "classes": []})
     with pytest.raises(InputError, match="supervised needs labels"):
-        pretrain.train(entry_of("supervised"), data, seed=0)
+        loop.train(entry_of("supervised"), data, seed=0)
 
 
 def test_an_encoder_that_does_not_suit_a_method_is_refused(data):
     with pytest.raises(InputError, match="mae cannot use the encoder 'small'"):
-        pretrain.train(entry_of("mae"), data, seed=0)
+        loop.train(entry_of("mae"), data, seed=0)
 
 
 def test_data_that_was_not_prepared_is_told(tmp_path):
     with pytest.raises(InputError, match="dvc repro prepare"):
-        pretrain.train(entry_of("simclr"), tmp_path, seed=0)
+        loop.train(entry_of("simclr"), tmp_path, seed=0)
 
 
 def test_the_device_says_what_it_is():
@@ -366,8 +363,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import pretrain, settings
-from stages.settings import Training
+from stages.common import settings
+from stages.common.settings import Training
+from stages.training import loop
 
 folder = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))  # what a process may fill; maps of files are free
@@ -380,7 +378,7 @@ else:
 entry = settings.read().entry("image", "simclr")
 small = {"name": "small", "architecture": "ResNet", "width": 8, "blocks": [1, 1], "stride": 1}
 training = Training(encoder="small", epochs=4 * 32 / 8_000_000, batch_size=32, optimizer="adamw", lr=3e-3, device="cpu")
-trained = pretrain.train(entry.model_copy(update={"encoder": small, "training": training}), folder, seed=0)
+trained = loop.train(entry.model_copy(update={"encoder": small, "training": training}), folder, seed=0)
 print(trained.status, trained.samples)
 """
 
