@@ -80,7 +80,7 @@ def straight(tmp_path_factory):
 def workers():
     """Starts processes that work as another `python -m stages.sweep` would. Their server imports torch once for all."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stages.sweeping.study"])
+    context.set_forkserver_preload(["stages.sweep"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         yield lambda stop=None, storage=None: start(context.Process(target=work_in, args=(os.getcwd(), stop, storage)))
