@@ -2,14 +2,12 @@
 
     python -m tests.soak --runs 500
 
-Not collected by pytest, for it takes some minutes. One process pretrains and evaluates a small network again and again,
-each time with another seed, as `python -m stages.pretrain` and `stages.evaluate` do; MLflow's runs are written by one
-recorder. Prints a line for every tenth of the runs; exit code 1 and a line for whatever has grown.
+Not collected by pytest, for it takes some minutes. One process trains and evaluates a small network again and again,
+each time with another seed, as the stages do. Prints a line for every tenth of the runs; exit code 1 and
+a line for whatever has grown.
 """
 
 import argparse
-import contextlib
-import io
 import os
 import statistics
 import sys
@@ -17,15 +15,20 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
-from test_faults import prepare
-from test_pipeline import Project
+from stages import plan
+from stages.common.settings import Entry, Evaluation, read
+from stages.measures.protocol import evaluate
+from stages.training import checkpoint
+from stages.training.loop import train
+from stages.training.record import write
+from tests.pipeline.test_faults import prepare
 
 WARM = 0.2  # the share of runs after which everything is loaded
-ALLOWED = {"seconds": 1.1, "megabytes": 1.05, "recorder": 1.05}  # how often as much at the end; of the rest, no more
+ALLOWED = {"seconds": 1.1, "megabytes": 1.05}  # how often as much at the end; of the rest, no more
 
 
 @dataclass
@@ -34,26 +37,21 @@ class Sample:
 
     seconds: float
     megabytes: float  # of this process
-    recorder: float  # megabytes of the process that writes MLflow's runs
     handles: int
     threads: int
-    left: int  # files in .scratch, and half-written ones
+    left: int  # checkpoints, and half-written files
 
 
-def run(project: Project, seed: int) -> Sample:
-    from stages import evaluate, pretrain
-
-    began = time.monotonic()
-    for main in (pretrain.main, evaluate.main):
-        sys.argv = [main.__module__, "image", "byol", "--seed", str(seed)]
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main()
-    project.settle()
+def run(entry: Entry, planned: dict[str, Any], seed: int) -> Sample:
+    began, folder, results = time.monotonic(), Path("data/image"), Path("models/image/byol", str(seed))
+    keep = checkpoint.folder_of("pretrain", "image", "byol", seed, "key")
+    with checkpoint.locked(keep):
+        write(train(entry, folder, seed, keep=keep), results)
+        (keep / checkpoint.FILE).unlink()
+    evaluate(results, folder, "image", planned["encoder"], Evaluation(**planned["protocol"]))
     took, own = time.monotonic() - began, psutil.Process()
-    files = [path for path in Path().rglob("*") if path.is_file()]
-    left = [path for path in files if ".scratch" in path.parts or path.suffix == ".partial"]
-    recorder = sum(child.memory_info().rss for child in own.children()) / 2**20
-    return Sample(took, own.memory_info().rss / 2**20, recorder, own.num_fds(), own.num_threads(), len(left))
+    left = [path for path in Path().rglob("*") if path.suffix in (".partial", ".pt")]
+    return Sample(took, own.memory_info().rss / 2**20, own.num_fds(), own.num_threads(), len(left))
 
 
 def main() -> int:
@@ -61,12 +59,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=500)
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
-        project = prepare(Path(folder, "copy"))
-        os.chdir(project.folder)
-        sys.path.insert(0, str(project.folder))
-        samples = []
+        os.chdir(prepare(Path(folder, "copy")).folder)
+        planned, samples = plan.lookup("evaluate", "image", "byol"), []
+        entry = read().entry("image", "byol")
         for seed in range(runs):
-            samples.append(run(project, seed))
+            samples.append(run(entry, planned, seed))
             if (seed + 1) % max(1, runs // 10) == 0:
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in asdict(samples[-1]).items())
                 print(f"{seed + 1} runs: {shown}", flush=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..common.files import replacing
 from ..common.settings import InputError
 from . import checkpoint, children
 from .children import Heard, Teller
@@ -94,9 +95,8 @@ def forget_others(folder: Path) -> None:
 
 def place(results: Path, name: str, target: Path) -> None:
     """Puts a file of a run's results where the stage's outputs lie: as a hard link, or as a copy where none can be."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(results / name, target)
-    except OSError:
-        shutil.copyfile(results / name, target)
+    with replacing(target) as partial:
+        try:
+            os.link(results / name, partial)
+        except OSError:
+            shutil.copyfile(results / name, partial)

@@ -30,9 +30,6 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from test_report import write_results
-from test_sweep import objective, search
-from test_video_audio_data import film
 
 from ssl_methods import build_encoder
 from stages import plan
@@ -44,6 +41,9 @@ from stages.reporting import results
 from stages.sweeping import study as sweep
 from stages.training import checkpoint
 from stages.training.columns import Columns, facts_of, manifest
+from tests.datasets.test_video_audio_data import film
+from tests.reporting.test_report import write_results
+from tests.sweeping.test_sweep import objective, search
 
 MANY = int(os.environ.get("HOSTILE_CASES", 0))  # of each kind; 0 for the few of a usual run
 PATIENCE = 20  # seconds until a case counts as hanging
