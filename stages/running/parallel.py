@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..common.command import command
+from ..common.files import read_json
 from ..common.progress import Progress
 from ..common.settings import InputError, Settings, read
-from ..reporting.results import read_json
 from ..training.children import cores
 
 DVC = (sys.executable, "-m", "dvc")

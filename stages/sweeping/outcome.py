@@ -45,7 +45,6 @@ def write(folder: Path, search: Search, results: list[FrozenTrial], block: dict[
     save(draw_slices(results, space), folder / "slice.svg")
     save(draw_parallel(results, space), folder / "parallel.svg")
     summary = {
-        "key": search.study.rpartition("-")[2],
         "trials": len(results),
         "diverged": sum(r.value is None for r in results),
         "epochs": search.sweep.epochs,
