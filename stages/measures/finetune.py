@@ -71,11 +71,12 @@ def tune(
     classes: int,
     precision: torch.dtype,
     block: int,
+    advance: Callable[[float], None],
 ) -> Tuned | None:
     """Trains a copy of the encoder, whose features of train are `frozen` (N, D); None where it has no weight to train.
 
     The seed is always 0: runs differ by their encoders alone. Every epoch has a new order, and drops its ragged end;
-    `block` rows are predicted at a time.
+    `block` rows are predicted at a time, and `advance` is told the share that is done after every epoch.
     """
     if not any(weight.requires_grad for weight in encoder.parameters()):
         return None
@@ -101,6 +102,7 @@ def tune(
         curve[epoch + 1] = score(network, validation, block)
         if best(curve) == epoch + 1:
             kept = copy.deepcopy(network.state_dict())
+        advance((epoch + 1) / recipe.epochs)
     network.load_state_dict(kept)
     return Tuned(network, best(curve), curve)
 

@@ -114,7 +114,6 @@ def measure(subject: Subject, mapped: bool, advance: Advance) -> dict[str, Any]:
     found = health(subject, train)
     advance(VIEWED)
     chosen = choose(subject, train, validation, advance) if subject.classes else None
-    advance(FINETUNED)
     # Nothing has opened test until here, and nothing is chosen from here on.
     rows, labels = labelled(subject, "test")
     towers = embed(subject, "test")
@@ -146,7 +145,7 @@ def choose(subject: Subject, train: Split, validation: Split, advance: Advance) 
     drawn = low_label.choose(train.last, validation.last, classes=classes, **few.model_dump()) if few else {}
     transfer = choose_transfer(subject, train, validation)
     advance(PROBED)
-    return Choices(probes, votes, drawn, transfer, tune(subject, train, validation))
+    return Choices(probes, votes, drawn, transfer, tune(subject, train, validation, advance))
 
 
 def read_probes(subject: Subject, chosen: Choices, train: Split, validation: Split, test: Split) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def examples(subject: Subject, split: Split) -> finetune.Examples:
     return finetune.Examples(lambda places: columns.rows(split.rows[places]), split.labels)
 
 
-def tune(subject: Subject, train: Split, validation: Split) -> finetune.Tuned | None:
+def tune(subject: Subject, train: Split, validation: Split, advance: Advance) -> finetune.Tuned | None:
     """The encoder, fine-tuned; None where the protocol says not to, or where there is nothing to tune."""
     recipe = subject.protocol.finetune
     if recipe is None:
@@ -249,6 +248,7 @@ def tune(subject: Subject, train: Split, validation: Split) -> finetune.Tuned | 
         classes=subject.classes,
         precision=devices.choose_precision(recipe.precision, subject.device),
         block=subject.protocol.batch_size,
+        advance=lambda share: advance(PROBED + share * (FINETUNED - PROBED)),
     )
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_datasets import SPLITS, archive, joined, refuses
 from tokenizers import Tokenizer
 
 from stages import datasets
@@ -14,6 +13,7 @@ from stages import prepare as stage
 from stages.datasets import Dataset, bbc_news, split_rows, wordnet
 from stages.datasets.reading.text import Row, build, learn, linked, rows_of, sentences
 from stages.prepare import content_hash, prepare
+from tests.datasets.test_datasets import SPLITS, archive, joined, refuses
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

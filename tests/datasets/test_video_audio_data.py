@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
-from test_datasets import SPLITS, refuses
 
 from stages import datasets
 from stages.datasets import atari
 from stages.datasets.reading import emulator
 from stages.datasets.reading.sound import log_mel, mel_filters
 from stages.prepare import check, content_hash, prepare
+from tests.datasets.test_datasets import SPLITS, refuses
 
 
 def sine(frequency: float, rate: int, amplitude: float = 1.0) -> np.ndarray:

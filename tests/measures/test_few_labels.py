@@ -157,6 +157,7 @@ def tuned(look, encoder, train, validation, recipe=RECIPE):
     with torch.no_grad():
         frozen = look.features(encoder.eval(), train.batch(torch.arange(len(train.labels))))
     kind = {"recipe": recipe, "frozen": frozen, "classes": 3, "precision": torch.float32, "block": 20}
+    kind["advance"] = lambda share: None
     return finetune.tune(encoder, look.features, train, validation, **kind)
 
 

@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -422,11 +420,3 @@ def test_a_result_is_the_same_every_time_and_told_as_it_comes(models, data):
     assert shares == sorted(set(shares))
     assert len(shares) > 3
     assert 0 < shares[0] < shares[-1] < 1
-
-
-def test_the_protocol_imports_no_method_and_nothing_of_the_report():
-    code = "import sys, stages.measures.protocol; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    families = set(ssl_methods.families().values())
-    assert not [name for name in loaded if name.startswith("ssl_methods.") and name.split(".")[1] in families]
-    assert not {"mlflow", "optuna", "torchvision", "matplotlib"} & set(loaded)
