@@ -1,68 +1,42 @@
+"""Results as MLflow's runs: what they hold, that nothing is written twice, and what a fault costs."""
+
 import base64
 import contextlib
-import errno
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
-import psutil
 import pytest
 
-from stages.tracking import recorder
+from stages import track
+from stages.reporting.statistics import estimate
 from stages.tracking import runs as tracking
+from stages.tracking import store
+from stages.training.devices import key_of
 
 ROOT = Path(__file__).parents[2]
-TRACK = """
-from stages import tracking
-with tracking.start("pretrain", modality="image", name="x", seed=0, params={}, tags={}, key="k") as run:
-    run.log(1, loss=0.5)
-"""
-# mlflow is imported once, to save seconds; then three processes begin a run at the same moment.
+DATA = "0123456789ab"
+SCORES = {0: 50.0, 1: 51.0, 2: 54.0}
+SWEEP = {"trials": 3, "epochs": 1.5, "seed": 0, "space": {"temperature": {}}, "storage": None}
+
+# mlflow is imported once, to save seconds; then three processes write the same entry at the same moment.
 RACE = """
 import multiprocessing
 import mlflow.store.tracking.sqlalchemy_store
-from stages.recorder import Recorder, store
-
-def track(seed):
-    recorder = Recorder()
-    tags = {"key": f"k{seed}", "kind": "pretrain"}
-    recorder.begin(store(), "image", tags, params={}, milliseconds=0)
-    recorder.end("ok", "FINISHED", milliseconds=1)
+from stages.tracking.runs import write_entry
 
 fork = multiprocessing.get_context("fork")
-processes = [fork.Process(target=track, args=(seed,)) for seed in range(3)]
-for process in processes:
-    process.start()
-for process in processes:
-    process.join()
-"""
-
-# Two processes record ten runs each, as two stages at a time do, one after another.
-BUSY = """
-import multiprocessing, time
-from stages.recorder import Recorder, store
-
-def track(process):
-    for number in range(10):
-        recorder, tags = Recorder(), {"key": f"k{process} {number}", "kind": "pretrain"}
-        recorder.begin(store(), "image", tags, params={"lr": "1"}, milliseconds=0)
-        for step in range(1, 6):
-            recorder.log(step, {"loss": 1 / step}, milliseconds=step)
-            recorder.flush()
-            time.sleep(0.02)
-        recorder.end("ok", "FINISHED", milliseconds=9)
-
-processes = [multiprocessing.Process(target=track, args=(number,)) for number in range(2)]
+processes = [fork.Process(target=write_entry, args=("image", "simclr")) for _ in range(3)]
 for process in processes:
     process.start()
 for process in processes:
@@ -70,464 +44,470 @@ for process in processes:
 """
 
 
-def start(key="k", kind="pretrain", params=None):
-    tags = {"family": "contrastive", "method": "simclr"}
-    return tracking.start(kind, modality="image", name="simclr", seed=0, params=params or {}, tags=tags, key=key)
+def settings(**hyper):
+    return {
+        "method": "simclr",
+        "family": "contrastive",
+        "encoder": {"name": "small", "architecture": "ResNet", "width": 32, "blocks": [1, 1]},
+        "hyper": {"temperature": 0.2, "width": 128} | hyper,
+        "training": {"encoder": "small", "epochs": 3.0, "batch_size": 64, "lr": 0.002, "clip": None},
+    }
 
 
-def connect(folder, experiment="image"):
-    with warnings.catch_warnings(action="ignore"):  # mlflow's own
-        return recorder.connect(f"sqlite:///{folder}/mlflow.db", experiment)
+def write_files(root, seeds=(0, 1, 2), evaluated=True):
+    """The files of an entry, as its stages leave them."""
+    entry = settings()
+    plan = {
+        "prepare": {"image": {"data": "emoji", "code": "d"}},
+        "pretrain": {"image": {"simclr": {**entry, "code": "c0de"}}},
+        "sweep": {"image": {"simclr": {"entry": entry, "sweep": SWEEP, "protocol": {}, "code": "c0de"}}},
+    }
+    write_json(root / "plan.json", plan)
+    write_json(root / "data/image/manifest.json", {"hash": DATA + "cdef"})
+    for seed in seeds:
+        write_json(root / f"metrics/image/simclr/pretrain/{seed}.json", pretrained(seed))
+        if evaluated:
+            write_evaluation(root, seed, linear=SCORES[seed])
 
 
-def left(folder=None):
-    """What is yet to be written."""
-    return sorted((recorder.folder_of(folder) if folder else recorder.folder()).glob("*.calls"))
+def pretrained(seed, points=5):
+    return {
+        "status": "ok",
+        "key": f"key{seed}",
+        "loss": 0.2,
+        "seconds": 30.0 + seed,
+        "samples": 640,
+        "held_out": {"loss": 0.5},
+        "panel": None,
+        "views": {"rows": [], "webp": base64.b64encode(b"some bytes").decode()},
+        "provenance": {"config": key_of(settings()), "code": "c0de", "data": DATA},
+        "curve": [{"step": n, "samples": 64 * n, "loss": 1 / n, "spread": 0.1} for n in range(1, points + 1)],
+        "clock": [100, 130],
+    }
 
 
-def die(run):
-    """What the death of its process does to a run's file."""
-    run._send.__self__._file.close()
+def write_evaluation(root, seed, **scores):
+    found = {"status": "ok", "linear": None, "spread": 0.5, "seconds": 7.0, "clock": [140, 150]} | scores
+    write_json(root / f"metrics/image/simclr/evaluate/{seed}.json", found)
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def write_trials(root, values):
+    """The files of a sweep with a trial of each of these scores; None is one that diverged."""
+    rows = [
+        f"{n},{'diverged' if v is None else 'complete'},{'' if v is None else v},{0.1 * (n + 1):.1f},2.5"
+        for n, v in enumerate(values)
+    ]
+    folder = root / "reports/sweeps/image/simclr"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trials.csv").write_text("\n".join(["number,state,value,temperature,seconds", *rows]) + "\n")
+    best = max(v for v in values if v is not None)
+    study = {"trials": len(values), "diverged": values.count(None), "epochs": 1.5, "default_value": values[0]}
+    write_json(folder / "study.json", study | {"best_value": best, "best_trial": values.index(best)})
 
 
 def run_python(code, folder, **environment):
-    """What `code` has written to stderr, and the recorder that it started, until that one lets go of it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_LOGGING_LEVEL": "ERROR", **environment}
+    """What `code` writes to stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, check=True).stderr
 
 
+def stored(uri=""):
+    """A client of the store, and all runs of the modality by title: the list has as many as share one."""
+    from mlflow import MlflowClient
+
+    with warnings.catch_warnings(action="ignore"):  # mlflow's own
+        client = MlflowClient(uri or store.address())
+        found = client.get_experiment_by_name("image")
+        titles = {}
+        for run in client.search_runs([found.experiment_id]) if found else []:
+            titles.setdefault(run.info.run_name, []).append(run)
+    return client, titles
+
+
+def one(title):
+    """The one run of that title."""
+    [run] = stored()[1][title]
+    return run
+
+
+def curve(run, name="loss"):
+    return [(point.step, point.value) for point in stored()[0].get_metric_history(run.info.run_id, name)]
+
+
 @pytest.fixture(scope="session")
-def created(tmp_path_factory):
-    """A fresh store's folder, and what three processes that each began a run in it at once had to complain of."""
+def raced(tmp_path_factory):
+    """A folder whose store three processes created, writing the same entry at once, and what they complained of."""
     folder = tmp_path_factory.mktemp("store")
+    write_files(folder)
     return folder, run_python(RACE, folder, MLFLOW_TRACKING_URI="")
 
 
+@pytest.fixture(scope="session")
+def empty(raced, tmp_path_factory):
+    """A store with no experiment: it takes seconds to make one."""
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(raced[0] / "mlflow.db")) as source:
+        source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(raced[0] / "mlflow.db", file)
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        for table in ("latest_metrics", "metrics", "params", "tags", "input_tags", "inputs", "datasets", "runs"):
+            database.execute(f"DELETE FROM {table}")
+        for table in ("experiment_tags", "experiments"):
+            database.execute(f"DELETE FROM {table} WHERE experiment_id != 0")
+        database.commit()
+    return file
+
+
 @pytest.fixture
-def listener(monkeypatch):
-    """Has the recorder work in this process when a run ends, and not, as usual, in one of its own: that saves seconds.
-
-    Call it to have it work at another time.
-    """
-    monkeypatch.setattr(recorder, "PAUSE", 0.0)
-    monkeypatch.setattr(recorder, "STORES", {})
-    monkeypatch.setattr(tracking.Channel, "_serve", lambda _: listen())
-
-    def listen():
-        recorder.Service(recorder.folder(), linger=0.0).run()
-
-    return listen
-
-
-@pytest.fixture
-def runs(created, listener, tmp_path, monkeypatch):
-    """A store of the test's own in the current directory; call it for the runs in an experiment, the oldest first."""
-    for file in created[0].glob("mlflow.db*"):
-        shutil.copy(file, tmp_path)
+def root(empty, tmp_path, monkeypatch):
+    """A repository with the files of an entry and an empty store, and the current directory."""
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def read(experiment="image"):
-        client, identifier = connect(tmp_path, experiment)
-        found = client.search_runs([identifier], "tags.key LIKE 'k%'", order_by=["attributes.start_time"])
-        return client, [run for run in found if run.data.tags.get("family") == "contrastive"]
-
-    return read
+    monkeypatch.setattr(store, "_failed", False)
+    return tmp_path
 
 
-def curve(client, run, metric="loss"):
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
+# ---- What runs hold
 
 
-def test_three_processes_create_one_store(created):
-    folder, complaints = created
-    assert complaints == ""
-    client, identifier = connect(folder)
-    assert {run.data.tags["key"] for run in client.search_runs([identifier])} == {"k0", "k1", "k2"}
-    assert client.get_experiment(identifier).artifact_location == (folder / "mlartifacts").as_uri()
-
-
-def test_mlflow_finds_the_store_without_being_told(created, monkeypatch):
-    mlflow_utils = pytest.importorskip("mlflow.tracking._tracking_service.utils")
-    monkeypatch.chdir(created[0])
-    assert mlflow_utils._get_default_tracking_uri() == "sqlite:///mlflow.db"
-
-
-def test_a_run_holds_all_that_was_logged(runs):
-    params = {"hyper": {"temperature": 0.5, "views": {"strength": 1.0}}, "family": "contrastive"} | {
-        f"p{i}": i for i in range(150)
-    }
-    with start(params=params) as run:
-        for step in range(1, 1301):
-            run.log(step, loss=1 / step)
-        run.finish("collapsed", linear=61.5, knn=None)
-    client, [stored] = runs()
-    assert curve(client, stored) == [(step, 1 / step) for step in range(1, 1301)]
-    assert stored.data.params["hyper.temperature"] == "0.5"
-    assert stored.data.params["hyper.views.strength"] == "1.0"
-    assert len(stored.data.params) == 153
-    assert stored.data.metrics.keys() == {"loss", "linear"}
-    assert stored.data.metrics["linear"] == 61.5
-    assert stored.info.status == "FINISHED"
-    tags = {key: value for key, value in stored.data.tags.items() if not key.startswith("mlflow.")}
-    assert tags == {
-        "kind": "pretrain",
-        "modality": "image",
-        "entry": "simclr",
-        "seed": "0",
-        "key": "k",
-        "family": "contrastive",
+def test_an_entry_holds_its_settings_and_its_means(root):
+    tracking.write_entry("image", "simclr")
+    run, expected = one("simclr"), estimate(list(SCORES.values()))
+    assert run.data.metrics["linear"] == expected.mean
+    assert run.data.metrics["linear_ci95"] == expected.half_width
+    assert run.data.metrics["seconds"] == 31.0
+    assert run.data.params == {
+        "temperature": "0.2",
+        "width": "128",
+        "epochs": "3.0",
+        "batch_size": "64",
+        "lr": "0.002",
+        "encoder": "small",
+        "encoder.architecture": "ResNet",
+        "encoder.width": "32",
+        "encoder.blocks": "[1, 1]",
         "method": "simclr",
-        "status": "collapsed",
+        "family": "contrastive",
     }
+    tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
+    expected = {"kind": "entry", "modality": "image", "entry": "simclr", "family": "contrastive", "data": "emoji"}
+    assert tags.items() >= (expected | {"code": "c0de", "status": "ok"}).items()
+    assert (run.info.status, run.info.start_time, run.info.end_time) == ("FINISHED", 100_000, 150_000)
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("emoji", DATA)
 
 
-def test_points_are_sent_in_batches(runs, monkeypatch):
-    run, sent = recorder.Recorder(), []
-    with warnings.catch_warnings(action="ignore"):  # mlflow's own
-        run.begin(recorder.store(), "image", {"key": "k", "kind": "pretrain"}, params={}, milliseconds=0)
-    monkeypatch.setattr(run._client, "log_batch", lambda _, metrics: sent.append(len(metrics)))
-    for step in range(recorder.POINTS):
-        run.log(step, {"loss": 1.0, "lr": 0.1}, milliseconds=step)
-    assert sent == [recorder.POINTS] * 2
+def test_a_seed_holds_settings_curves_accuracies_and_cost_on_one_run(root):
+    models = root / "models/image/simclr/1"
+    models.mkdir(parents=True)
+    (models / "encoder.safetensors").write_bytes(b"weights")
+    tracking.write_entry("image", "simclr")
+    client, found = stored()
+    assert found.keys() == {"simclr", "simclr 0", "simclr 1", "simclr 2"}
+    run, parent = one("simclr 1"), one("simclr")
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (run.data.tags["key"], run.data.tags["kind"]) == ("key1", "seed")
+    assert run.data.params == {**parent.data.params, "seed": "1"}
+    assert curve(run) == [(n, 1 / n) for n in range(1, 6)]
+    times = [point.timestamp for point in client.get_metric_history(run.info.run_id, "loss")]
+    assert times == [106_000, 112_000, 118_000, 124_000, 130_000]
+    assert run.data.metrics == {
+        "loss": 0.2,
+        "train/spread": 0.1,
+        "linear": 51.0,
+        "spread": 0.5,
+        "seconds": 31.0,
+        "evaluation_seconds": 7.0,
+        "samples": 640,
+        "held_out/loss": 0.5,
+    }
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"encoder.safetensors", "views.webp"}
+    kept = client.download_artifacts(run.info.run_id, "views.webp", str(root))
+    assert Path(kept).read_bytes() == b"some bytes"
+    assert (root / "mlartifacts").is_dir()
 
 
-def test_a_killed_run_is_continued_without_doubled_points(runs, listener):
-    killed = start(params={"epochs": 9})
-    for step in range(1, 6):
-        killed.log(step, loss=float(step))
-    die(killed)
-    listener()
-    [running] = runs()[1]
-    assert running.info.status == "RUNNING"
-
-    with start(params={"epochs": 9}) as resumed:
-        for step in range(1, 10):
-            resumed.log(step, loss=float(step), lr=0.1)
-    client, [stored] = runs()
-    assert curve(client, stored) == [(step, float(step)) for step in range(1, 10)]
-    assert curve(client, stored, "lr") == [(step, 0.1) for step in range(1, 10)]
-    assert stored.info.status == "FINISHED"
-    assert stored.data.tags["status"] == "ok"
+def test_below_three_seeds_there_is_no_interval(root):
+    (root / "metrics/image/simclr/pretrain/2.json").unlink()
+    tracking.write_entry("image", "simclr")
+    metrics = one("simclr").data.metrics
+    assert metrics["linear"] == 50.5
+    assert "linear_ci95" not in metrics
 
 
-def test_a_picture_is_kept_with_its_run(runs, tmp_path):
-    with start() as run:
-        run.picture("panel.webp", base64.b64encode(b"some bytes").decode())
-    client, [stored] = runs()
-    kept = Path(client.download_artifacts(stored.info.run_id, "panel.webp", str(tmp_path)))
-    assert kept.read_bytes() == b"some bytes"
+def test_a_run_that_diverged_says_so(root):
+    write_json(root / "metrics/image/simclr/pretrain/1.json", pretrained(1) | {"status": "diverged"})
+    write_evaluation(root, 1, status="diverged")
+    tracking.write_entry("image", "simclr")
+    assert one("simclr 1").data.tags["status"] == "diverged"
+    assert one("simclr").data.tags["status"] == "2 ok, 1 diverged"
+    assert one("simclr").data.metrics["linear"] == 52.0  # of those that have one
 
 
-def test_an_exception_marks_the_run_as_failed_and_passes(runs):
-    def fail():
-        with start() as run:
-            run.log(1, loss=1.0)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    client, [stored] = runs()
-    assert (stored.info.status, stored.data.tags["status"]) == ("FAILED", "failed")
-    assert curve(client, stored) == [(1, 1.0)]
-    with start():
-        pass
-    assert [run.info.status for run in runs()[1]] == ["FINISHED"]
+def test_long_curves_are_sent_in_parts(root):
+    points = store.BATCH + 100
+    write_json(root / "metrics/image/simclr/pretrain/0.json", pretrained(0, points))
+    tracking.write_entry("image", "simclr")
+    assert curve(one("simclr 0")) == [(n, 1 / n) for n in range(1, points + 1)]
 
 
-def test_a_finished_run_is_left_alone_and_not_doubled(runs):
-    """DVC may be killed before it notes a stage as done; then the stage runs once more."""
-    for value in (1.0, 2.0):
-        with start() as run:
-            run.log(1, loss=value)
-            run.log(2, loss=value)
-            run.picture("late.webp", "")
-    with start(key="k3") as run:
-        run.log(1, loss=3.0)
-    client, stored = runs()
-    assert [curve(client, run) for run in stored] == [[(1, 1.0), (2, 1.0)], [(1, 3.0)]]
+def test_results_of_other_settings_than_the_plan_has_are_passed_over(root):
+    plan = tracking.read("plan.json")
+    plan["pretrain"]["image"]["simclr"]["hyper"]["temperature"] = 0.5
+    write_json(root / "plan.json", plan)
+    tracking.write_entry("image", "simclr")
+    assert stored()[1] == {}
 
 
-def test_a_closing_number_does_not_bend_a_curve(runs):
-    with start() as run:
-        run.log(1, loss=3.0)
-        run.log(2, loss=2.0)
-        run.finish(loss=2.0, seconds=1.5)
-    client, [stored] = runs()
-    assert curve(client, stored) == [(1, 3.0), (2, 2.0)]
-    assert stored.data.metrics["seconds"] == 1.5
+def test_a_sweep_has_its_trials_below_it(root):
+    write_trials(root, [50.0, None, 52.0])
+    tracking.write_sweep("image", "simclr")
+    study = one("simclr sweep")
+    trials = [one(f"simclr trial {n}") for n in range(3)]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
+    assert [run.data.params["temperature"] for run in trials] == ["0.1", "0.2", "0.3"]
+    assert [run.data.metrics.get("validation") for run in trials] == [50.0, None, 52.0]
+    assert [run.data.tags["status"] for run in trials] == ["ok", "diverged", "ok"]
+    assert [run.data.tags["best"] for run in trials] == ["false", "false", "true"]
+    assert trials[0].data.metrics["seconds"] == 2.5
+    assert study.data.metrics["validation"] == 52.0
+
+    write_trials(root, [50.0, None, 52.0, 53.0])  # and one more
+    tracking.write_sweep("image", "simclr")
+    assert [one(f"simclr trial {n}").data.tags["best"] for n in range(4)] == ["false", "false", "false", "true"]
+    assert one("simclr sweep").data.metrics["validation"] == 53.0
 
 
-def test_the_trials_of_sweeps_lie_apart(runs):
-    with start(kind="sweep"):
-        pass
-    with start(kind="evaluate"):
-        pass
-    assert [run.data.tags["kind"] for run in runs("image sweep")[1]] == ["sweep"]
-    assert [run.data.tags["kind"] for run in runs("image")[1]] == ["evaluate"]
+# ---- Written again
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/mlflow.db", "nonsense://x"])
-def test_a_store_out_of_reach_costs_a_warning_and_holds_up_no_other(uri, runs, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with start(key="k4") as run:
-        run.log(1, loss=1.0)
-    [line] = capsys.readouterr().err.splitlines()
-    waiting = f"waits in {recorder.folder()}; results are not affected ("
-    assert line.startswith("warning: MLflow's store is out of reach; what is to be written there " + waiting)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with start(key="k5"):
-        pass
-    assert [run.data.tags["key"] for run in runs()[1]] == ["k5"]
-    assert len(left()) == 1
+def test_writing_again_changes_nothing(root, monkeypatch):
+    write_trials(root, [50.0, 51.0])
+    tracking.write_all()
+    client, before = stored()
+    for name in ("create_run", "log_batch", "log_artifact", "set_terminated"):
+        monkeypatch.setattr(type(client), name, Mock(side_effect=AssertionError(name)))
+    tracking.write_all()
+    assert store.available()
+    assert stored()[1].keys() == before.keys()
 
 
-@pytest.mark.parametrize("part", ["connect", "Recorder.end"])
-def test_what_waits_is_written_as_soon_as_the_store_is_back(part, runs, monkeypatch, capsys):
+def test_an_evaluation_that_comes_later_or_anew_updates_the_same_runs(root):
+    shutil.rmtree(root / "metrics/image/simclr/evaluate")
+    tracking.write_entry("image", "simclr")
+    assert "linear" not in one("simclr 0").data.metrics
+    for score in (60.0, 70.0, 60.0):  # the last under the first protocol again
+        write_evaluation(root, 0, linear=score)
+        tracking.write_entry("image", "simclr")
+        assert one("simclr 0").data.metrics["linear"] == score
+        assert one("simclr").data.metrics["linear"] == score
+    assert curve(one("simclr 0")) == [(n, 1 / n) for n in range(1, 6)]
+
+
+def test_an_encoder_that_comes_later_is_added(root):
+    tracking.write_entry("image", "simclr")
+    models = root / "models/image/simclr/0"
+    models.mkdir(parents=True)
+    (models / "encoder.safetensors").write_bytes(b"weights")
+    tracking.write_entry("image", "simclr")
+    files = {file.path for file in stored()[0].list_artifacts(one("simclr 0").info.run_id)}
+    assert files == {"encoder.safetensors", "views.webp"}
+
+
+@pytest.mark.parametrize("call", [1, 3, 5])
+def test_what_is_cut_off_is_completed(call, root, monkeypatch, capsys):
+    """By a kill, or a fault, between any two requests."""
     with monkeypatch.context() as patch:
-        patch.setattr(f"stages.recorder.{part}", Mock(side_effect=OSError("gone")))
-        for key in ("k4", "k5"):
-            with start(key=key) as run:
-                run.log(1, loss=1.0)
-                run.log(2, loss=1.0)
-    complaints = capsys.readouterr().err.splitlines()
-    assert [line[-15:] for line in complaints] == ["(OSError: gone)"] * 2  # of the recorders after either
-    assert len(left()) == 2
-    with start(key="k6"):
-        pass
-    client, stored = runs()
-    curves = {run.data.tags["key"]: curve(client, run) for run in stored if run.info.status == "FINISHED"}
-    assert curves == {"k4": [(1, 1.0), (2, 1.0)], "k5": [(1, 1.0), (2, 1.0)], "k6": []}
-    assert left() == []
+        client = type(stored()[0])
+        create, log = client.create_run, client.log_batch
+        calls = iter(range(1, 99))
+
+        def counted(method):
+            def wrapped(*args, **given):
+                if next(calls) >= call:
+                    raise OSError("gone")
+                return method(*args, **given)
+
+            return wrapped
+
+        patch.setattr(client, "create_run", counted(create))
+        patch.setattr(client, "log_batch", counted(log))
+        tracking.write_entry("image", "simclr")
+    assert "(OSError: gone)" in capsys.readouterr().err
+    monkeypatch.setattr(store, "_failed", False)
+    tracking.write_entry("image", "simclr")
+    for seed in range(3):
+        run = one(f"simclr {seed}")
+        assert (run.info.status, curve(run)) == ("FINISHED", [(n, 1 / n) for n in range(1, 6)])
+    assert one("simclr").data.metrics["linear"] == estimate(list(SCORES.values())).mean
+
+
+def test_three_processes_create_one_store_and_write_one_entry(raced, monkeypatch):
+    folder, complaints = raced
+    assert complaints == ""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    client, found = stored()
+    assert {title: len(runs) for title, runs in found.items()} == dict.fromkeys(
+        ("simclr", "simclr 0", "simclr 1", "simclr 2"), 1
+    )
+    assert client.get_experiment_by_name("image").artifact_location == (folder / "mlartifacts").as_uri()
+
+
+# ---- Runs that last
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    monkeypatch.setattr(tracking, "OFTEN", 0.0)
+
+
+def test_a_curve_grows_while_the_run_lasts_and_is_completed(root, eager):
+    live = tracking.Live("image", "simclr", [0, 1, 2])
+    live.log(0, {"step": 1, "samples": 64, "loss": 1.0, "spread": 0.1})
+    live.log(0, {"step": 2, "samples": 128, "loss": 0.5, "spread": 0.1})
+    run = one("simclr 0")
+    assert (run.info.status, curve(run)) == ("RUNNING", [(1, 1.0), (2, 0.5)])
+    assert run.data.params["temperature"] == "0.2"
+    assert one("simclr").info.status == "RUNNING"
+
+    resumed = tracking.Live("image", "simclr", [0, 1, 2])  # after a kill, from a checkpoint
+    for step in (2, 3):
+        resumed.log(0, {"step": step, "samples": 64 * step, "loss": 1 / step, "spread": 0.1})
+    tracking.write_entry("image", "simclr")
+    run = one("simclr 0")
+    assert (run.info.run_id, run.info.status) == (one("simclr 0").info.run_id, "FINISHED")
+    assert curve(run) == [(n, 1 / n) for n in range(1, 6)]
+    assert run.data.tags["key"] == "key0"
+    assert one("simclr").info.status == "FINISHED"
+
+
+def test_points_wait_for_others(root, monkeypatch):
+    monkeypatch.setattr(store, "write", Mock(side_effect=AssertionError("too early")))
+    live = tracking.Live("image", "simclr", [0])
+    for step in range(99):
+        live.log(0, {"step": step, "loss": 1.0})
+    assert store.available()
+
+
+# ---- Faults
+
+
+def test_off_writes_nothing_and_does_not_import_mlflow(root):
+    code = "import sys\nfrom stages.tracking import runs\nruns.write_all()\nassert 'mlflow' not in sys.modules"
+    assert run_python(f"{code}\nfrom stages import track; track.main()", root, MLFLOW_TRACKING_URI="off") == ""
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/mlflow.db", "nonsense://x", "sqlite:///corrupt.db"]
+)
+def test_a_store_out_of_reach_costs_one_warning_and_seconds(uri, root, eager, monkeypatch, capsys):
+    (root / "corrupt.db").write_bytes(b"no database" * 999)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    write_trials(root, [50.0])
+    began, live = time.monotonic(), tracking.Live("image", "simclr", [0])
+    for step in (1, 2):
+        live.log(0, {"step": step, "loss": 1.0})
+    tracking.write_entry("image", "simclr")
+    tracking.write_all()
+    assert time.monotonic() - began < 20
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: not written to MLflow; results are not affected (")
+    assert line.endswith("; `python -m stages.track` writes it later")
+
+
+def test_a_store_that_another_program_keeps_locked_costs_one_warning(root, capsys):
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("BEGIN EXCLUSIVE")
+        tracking.write_entry("image", "simclr")
+    [line] = capsys.readouterr().err.splitlines()
+    assert "database is locked" in line
+
+
+def test_a_store_whose_lock_is_kept_costs_one_warning(root, monkeypatch, capsys):
+    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    with store.alone(root / "mlflow.db"):
+        tracking.write_entry("image", "simclr")
+    [line] = capsys.readouterr().err.splitlines()
+    assert "TimeoutError: another process keeps" in line
+
+
+def test_a_damaged_result_costs_one_warning(root, capsys):
+    (root / "metrics/image/simclr/pretrain/1.json").write_text("{")
+    tracking.write_all()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_experiment_that_was_deleted_in_the_ui_comes_back(root, capsys):
+    tracking.write_entry("image", "simclr")
+    client = stored()[0]
+    client.delete_experiment(client.get_experiment_by_name("image").experiment_id)
+    write_evaluation(root, 0, linear=60.0)
+    tracking.write_entry("image", "simclr")
+    assert one("simclr 0").data.metrics["linear"] == 60.0
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[1]\n", b'["forget", {}]\n', b"\xff\x00\n"])
-def test_a_file_that_cannot_be_understood_holds_up_no_other(line, runs, capsys):
-    recorder.folder().mkdir(parents=True)
-    (recorder.folder() / "1-1.calls").write_bytes(line)
-    with start():
-        pass
-    assert len(runs()[1]) == 1
-    assert left() == []
-    assert len(capsys.readouterr().err.splitlines()) == line.endswith(b"\n")  # a line that is not whole was never sent
+# ---- Where the store is, and how people look at it
 
 
-@pytest.mark.parametrize("part", ["first line", "later"])
-def test_a_disk_that_is_full_costs_one_warning(part, runs, monkeypatch, capsys):
-    full = OSError(errno.ENOSPC, "No space left on device")
-    if part == "first line":
-        monkeypatch.setattr(tracking, "opened", Mock(side_effect=full))
-    else:
-        monkeypatch.setattr(tracking, "opened", lambda _: Mock(write=Mock(side_effect=[None, full])))
-    with start() as run:
-        run.log(1, loss=1.0)
-        run.log(2, loss=1.0)
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: not tracked in MLflow from here on; results are not affected (OSError: [Errno 28]")
-
-
-# ---- The recorder's own process
-
-
-@pytest.fixture
-def ended(tmp_path):
-    """Waits until all is written, and ends the recorder that serves in tmp_path."""
-
-    def wait():
-        until = time.monotonic() + 60
-        while left(tmp_path):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        for process in recorders(tmp_path):
-            process.kill()
-            process.wait()
-
-    yield wait
-    wait()
-
-
-def recorders(folder):
-    """The recorders that serve in a folder."""
-    found = psutil.process_iter(["cmdline"])
-    return [one for one in found if str(recorder.folder_of(folder)) in (one.info["cmdline"] or [])]
-
-
-def stored_of(folder, key="k"):
-    client, identifier = connect(folder)
-    return client, client.search_runs([identifier], f"tags.key = '{key}'")
-
-
-def test_a_process_of_its_own_writes_the_run(runs, ended, tmp_path):
-    assert run_python(f"{TRACK}\nimport sys; assert 'mlflow' not in sys.modules", tmp_path) == ""
-    ended()
-    client, [stored] = stored_of(tmp_path)
-    assert (stored.info.status, stored.data.tags["status"]) == ("FINISHED", "ok")
-    assert curve(client, stored) == [(1, 0.5)]
-
-
-def test_one_process_serves_stages_at_once_and_one_after_another(runs, ended, tmp_path):
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda n: run_python(TRACK.replace('"k"', f'"k{n}"'), tmp_path), range(3, 9)))
-    [served] = recorders(tmp_path)
-    run_python(TRACK.replace('"k"', '"k9"'), tmp_path)
-    assert recorders(tmp_path) == [served]
-    ended()
-    client, identifier = connect(tmp_path)
-    stored = {run.data.tags["key"]: run.info.status for run in client.search_runs([identifier], "tags.key LIKE 'k%'")}
-    assert stored == {f"k{n}": "FINISHED" for n in range(10)}
-
-
-def test_what_a_stage_that_is_killed_has_logged_is_kept_and_its_run_stays_open(runs, listener, tmp_path):
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        run_python(f"{TRACK}    import os; os.kill(os.getpid(), 9)", tmp_path)
-    assert caught.value.returncode == -signal.SIGKILL
-    listener()
-    client, [stored] = stored_of(tmp_path)
-    assert stored.info.status == "RUNNING"
-    assert curve(client, stored) == [(1, 0.5)]
-
-
-def test_what_kills_the_stage_does_not_stop_the_writing(runs, ended, tmp_path):
-    """A stage that has ended is done for DVC: nothing would write its run again."""
-    code = f"{TRACK}\nimport os; os.killpg(0, 9)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, start_new_session=True)
-    killed.wait()
-    assert killed.returncode == -signal.SIGKILL
-    ended()
-    [stored] = stored_of(tmp_path)[1]
-    assert stored.info.status == "FINISHED"
-
-
-def test_a_recorder_that_is_killed_loses_nothing(runs, ended, listener, tmp_path):
-    code = f"{TRACK}\nfor recorder in tracking.Channel._started: recorder.kill()"
-    run_python(code, tmp_path)
-    assert len(left(tmp_path)) == 1
-    listener()
-    client, [stored] = stored_of(tmp_path)
-    assert stored.info.status == "FINISHED"
-    assert curve(client, stored) == [(1, 0.5)]
-
-
-def test_a_store_that_is_removed_while_the_recorder_stays_is_made_anew(runs, ended, tmp_path):
-    run_python(TRACK, tmp_path)
-    until = time.monotonic() + 60
-    while left(tmp_path) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert len(recorders(tmp_path)) == 1
-    for file in tmp_path.glob("mlflow.db*"):
-        file.unlink()
-    run_python(TRACK.replace('"k"', '"kk"'), tmp_path)
-    ended()
-    assert len(stored_of(tmp_path, "kk")[1]) == 1
-
-
-def test_the_next_stage_tells_what_a_recorder_that_serves_has_to_say(runs, ended, tmp_path):
-    """It has let go of stderr by then: whoever reads a stage's waits for its end, and not for that of the recorder."""
-    run_python(TRACK, tmp_path)  # returns though the recorder stays
-    assert len(recorders(tmp_path)) == 1
-    assert run_python(TRACK, tmp_path, MLFLOW_TRACKING_URI="nonsense://x") == ""
-    until = time.monotonic() + 60
-    while not recorder.said(recorder.folder_of(tmp_path)).exists():
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    said = run_python(TRACK.replace('"k"', '"kk"'), tmp_path)
-    assert said.splitlines()[0].startswith("warning: MLflow's store is out of reach")
-    for file in left(tmp_path):
-        file.unlink()
-
-
-def test_by_hand_it_writes_what_waits_of_all_machines(runs, tmp_path):
-    run_python(TRACK + "tracking.Channel._started[0].kill()", tmp_path)
-    mine = recorder.folder_of(tmp_path)
-    mine.rename(mine.with_name("node17"))
-    assert left(tmp_path) == []
-    assert run_python("from stages.recorder import main; main()", tmp_path) == ""
-    [stored] = stored_of(tmp_path)[1]
-    assert stored.info.status == "FINISHED"
-    assert list(mine.parent.glob("*/*.calls")) == []
-
-
-def test_no_process_starts_before_the_end_of_a_short_run(tmp_path, monkeypatch):
-    """Beside the computation it would slow it down."""
-    started = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: started.append(0))
-    with start() as run:
-        for step in range(99):
-            run.log(step, loss=1.0)
-        assert not started
-    [file] = left(tmp_path)
-    assert len(started) == 1
-    assert [json.loads(line)[0] for line in file.read_text().splitlines()] == ["begin", *["log"] * 100, "end"]
-
-
-def test_a_run_that_lasts_is_shown_while_it_goes_on(runs, ended, tmp_path):
-    code = f"from stages import tracking; tracking.PATIENCE = 0{TRACK}    import time; time.sleep(60)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    stage = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    until = time.monotonic() + 50
-    while not stored_of(tmp_path)[1]:
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    [running] = stored_of(tmp_path)[1]
-    assert (running.info.status, stage.poll()) == ("RUNNING", None)
-    stage.kill()
-    stage.wait()
-
-
-def test_a_run_keeps_its_times_however_late_it_is_written(runs, monkeypatch):
-    clock = iter([5_000, 6_000, 7_000, 8_000])
-    monkeypatch.setattr(tracking, "now", lambda: next(clock))
-    with start() as run:
-        run.log(1, loss=1.0)
-    client, [stored] = runs()
-    assert (stored.info.start_time, stored.info.end_time) == (5_000, 8_000)
-    assert [point.timestamp for point in client.get_metric_history(stored.info.run_id, "loss")] == [6_000]
-
-
-def test_off_starts_no_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", None)
-    with start() as run:
-        run.log(1, loss=1.0)
-    assert not any(tmp_path.iterdir())
+def test_mlflow_finds_the_store_without_being_told(raced, monkeypatch):
+    utils = pytest.importorskip("mlflow.tracking._tracking_service.utils")
+    monkeypatch.chdir(raced[0])
+    assert utils._get_default_tracking_uri() == "sqlite:///mlflow.db"
 
 
 def test_a_temporary_folder_of_dvc_uses_the_store_of_its_repository(tmp_path, monkeypatch):
     folder = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    assert recorder.root() == tmp_path.resolve()
+    assert store.root() == tmp_path.resolve()
     monkeypatch.chdir(tmp_path)
-    assert recorder.root() == tmp_path.resolve()
+    assert store.root() == tmp_path.resolve()
+
+
+def test_the_command_writes_everything_and_says_where_to_look(root, capsys):
+    write_trials(root, [50.0])
+    track.main()
+    lines = capsys.readouterr().out.splitlines()
+    experiment = stored()[0].get_experiment_by_name("image")
+    assert f"image: http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs?" in lines[-1]
+    assert stored()[1].keys() >= {"simclr", "simclr sweep"}
+    key = lines[-1].split("viewStateShareKey=")[1].split("&")[0]
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+    metrics = {name[9:-1] for name in view["selectedColumns"] if name.startswith("metrics.")}
+    assert {"linear", "seconds", "linear_ci95"} <= metrics
+    assert {"linear", "seconds", "linear_ci95"} <= one("simclr").data.metrics.keys()
 
 
 # ---- A real server, which many machines would share
 
 
 @pytest.fixture
-def serve(tmp_path, monkeypatch):
-    """Starts `mlflow server` on this machine, always at one address, over a store in tmp_path; returns its process."""
+def serve(root, monkeypatch):
+    """Starts `mlflow server` on this machine, always at one address, over a store in `root`; returns its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     command = [sys.executable, "-m", "mlflow", "server", "--port", address.rsplit(":", 1)[1], "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/served.db", "--artifacts-destination", str(tmp_path)]
+    command += ["--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", str(root / "kept")]
     started = []
 
     def start_server():
-        server = subprocess.Popen(
-            command,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
         started.append(server)
         until = time.monotonic() + 120
         while True:
@@ -550,48 +530,34 @@ def stop(server):
     server.wait()
 
 
-def stored_runs(address):
-    client, identifier = recorder.connect(address, "image")
-    return client, {run.data.tags["key"]: run for run in client.search_runs([identifier])}
-
-
-def test_a_server_that_dies_costs_one_warning_and_has_all_runs_after_it_came_back(serve, listener, monkeypatch, capsys):
-    address, server = os.environ["MLFLOW_TRACKING_URI"], serve()
-    with start(key="whole") as run:
-        run.log(1, loss=0.5)
-        run.picture("views.webp", base64.b64encode(b"picture").decode())
-        run.finish(linear=50.0)
+def test_a_server_that_dies_costs_one_warning_and_has_everything_after_it_came_back(serve, root, monkeypatch, capsys):
+    shutil.rmtree(root / "metrics/image/simclr/evaluate")
+    server = serve()
+    tracking.write_entry("image", "simclr")
     stop(server)
-    with start(key="late") as run:
-        run.log(1, loss=0.5)
-        run.log(2, loss=0.25)
-        run.finish(linear=50.0)
+    for seed, score in SCORES.items():
+        write_evaluation(root, seed, linear=score)
+    tracking.write_entry("image", "simclr")
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: MLflow's store is out of reach")
+    assert line.startswith("warning: not written to MLflow; results are not affected (")
     serve()
-    assert stored_runs(address)[1].keys() == {"whole"}
-    listener()  # with the end of the next stage
-    client, found = stored_runs(address)
-    assert {key: run.info.status for key, run in found.items()} == {"whole": "FINISHED", "late": "FINISHED"}
-    assert found["whole"].data.metrics == {"loss": 0.5, "linear": 50.0}
-    assert [file.path for file in client.list_artifacts(found["whole"].info.run_id)] == ["views.webp"]
-    assert curve(client, found["late"]) == [(1, 0.5), (2, 0.25)]
+    assert "linear" not in one("simclr 0").data.metrics
+    monkeypatch.setattr(store, "_failed", False)
+    track.main()  # as a process of its own
+    assert one("simclr 0").data.metrics["linear"] == 50.0
+    client, found = stored()
+    assert {title: [run.info.status for run in runs] for title, runs in found.items()} == {
+        title: ["FINISHED"] for title in ("simclr", "simclr 0", "simclr 1", "simclr 2")
+    }
+    assert [file.path for file in client.list_artifacts(one("simclr 0").info.run_id)] == ["views.webp"]
     assert capsys.readouterr().err == ""
-    assert left() == []
 
-
-def test_a_ui_that_reads_throughout_disturbs_no_run(serve, tmp_path, monkeypatch):
-    address = os.environ["MLFLOW_TRACKING_URI"]
-    serve()
-    seen = [len(stored_runs(address)[1])]
-    with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(run_python, BUSY, tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/served.db")
-        while not writing.done():
-            seen.append(len(stored_runs(address)[1]))
-    assert writing.result() == ""
-    assert seen == sorted(seen)
-    assert any(0 < count < 20 for count in seen)  # it read while they wrote
-    client, found = stored_runs(address)
-    assert {run.info.status for run in found.values()} == {"FINISHED"}
-    points = [(step, pytest.approx(1 / step)) for step in range(1, 6)]
-    assert [curve(client, run) for run in found.values()] == [points] * 20
+    with monkeypatch.context() as patch:  # a UI that reads while stages write to the file beneath it
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        for score in (60.0, 61.0, 62.0):
+            write_evaluation(root, 0, linear=score)
+            tracking.write_entry("image", "simclr")
+            [seen] = stored(os.environ["MLFLOW_TRACKING_URI"])[1]["simclr 0"]
+            assert seen.data.metrics["linear"] == score
+    assert one("simclr 0").data.metrics["linear"] == 62.0
+    assert capsys.readouterr().err == ""
