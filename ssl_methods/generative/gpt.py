@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import Method
 from ..modalities import text
-from ..parts.losses import counted, token_accuracy, token_loss
+from ..parts.losses import labelled_loss
 from ..parts.statistics import Unigram
 
 
@@ -34,12 +34,11 @@ class GPT(Method):
 
     def forward(self, batch):
         self.latest = batch["token"]  # (N, L)
-        h, target = self.encoder.tokens(self.latest[:, :-1]), self.latest[:, 1:]  # (N, L - 1, D), (N, L - 1)
-        counts, h, target = counted(target > text.PAD, h, target)  # (T,), (T, D), (T,)
-        words = self.words(h)  # (T, V)
-        loss = token_loss(words, target, counts)
-        right = token_accuracy(words, target, counts)
-        return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, counts)}
+        h, following = self.encoder.tokens(self.latest[:, :-1]), self.latest[:, 1:]  # (N, L - 1, D), (N, L - 1)
+        real = following > text.PAD
+        words, target = self.words(h[real]), following[real]  # (T, V), (T,)
+        loss, right = labelled_loss(words, target)
+        return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target)}
 
     def words(self, h: Tensor) -> Tensor:
         """Logits: (..., D) -> (..., V)."""

@@ -14,10 +14,9 @@ means of the two sentences' tokens, as in nsp.py.
 from torch import nn
 
 from .. import Fraction, Method
-from ..encoders.transformers import at
 from ..modalities import text
 from ..parts.heads import OrderHead, TokenHead
-from ..parts.losses import counted, token_accuracy, token_loss
+from ..parts.losses import labelled_loss
 from ..parts.statistics import Unigram
 
 
@@ -35,15 +34,13 @@ class BERT(Method):
 
     def forward(self, batch):
         self.latest = batch["token"]  # (N, L)
-        pair, y, counts = text.pairs(self.latest, batch["next"])  # (N, 2L), (N,), (N,)
-        places, chosen = text.choose(pair, self.mask)  # (N, M) each
-        h = self.encoder.tokens(text.corrupt(pair, places, chosen, self.vocabulary))  # (N, 2L, D)
-        hidden, asked, target = counted(chosen, at(h, places), pair.gather(1, places))  # (T,), (T, D), (T,)
-        words = self.head(asked, self.encoder.embed.weight)  # (T, V)
-        masked = token_loss(words, target, hidden)
+        pair, y, counts = text.pairs(self.latest, batch["next"])  # (N, 2L - 1), (N,), (N,)
+        hidden = text.choose(pair, self.mask)  # (N, 2L - 1)
+        h = self.encoder.tokens(text.corrupt(pair, hidden, self.vocabulary))  # (N, 2L - 1, D)
+        words, target = self.head(h[hidden], self.encoder.embed.weight), pair[hidden]  # (T, V), (T,)
+        masked, right = labelled_loss(words, target)
         order, right_order = self.order(*text.means(self.encoder, h, pair), y, counts)
-        right = token_accuracy(words, target, hidden)
-        unigram = self.unigram.loss(target, hidden)
+        unigram = self.unigram.loss(target)
         extras = {"accuracy": right, "nats": masked.detach(), "unigram": unigram, "next": right_order}
         return masked + order, extras
 

@@ -14,10 +14,9 @@ Departs from the paper: one sentence at a time, each with its own 15 %, and no n
 from torch import nn
 
 from .. import Fraction, Method
-from ..encoders.transformers import at
 from ..modalities import text
 from ..parts.heads import TokenHead
-from ..parts.losses import counted, token_accuracy, token_loss
+from ..parts.losses import labelled_loss
 from ..parts.statistics import Unigram
 
 
@@ -35,13 +34,11 @@ class MLM(Method):
 
     def forward(self, batch):
         self.latest = batch["token"]  # (N, L)
-        places, chosen = text.choose(self.latest, self.mask)  # (N, M) each
-        h = self.encoder.tokens(text.corrupt(self.latest, places, chosen, self.vocabulary))  # (N, L, D)
-        counts, h, target = counted(chosen, at(h, places), self.latest.gather(1, places))  # (T,), (T, D), (T,)
-        words = self.head(h, self.encoder.embed.weight)  # (T, V)
-        loss = token_loss(words, target, counts)
-        right = token_accuracy(words, target, counts)
-        return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target, counts)}
+        hidden = text.choose(self.latest, self.mask)  # (N, L)
+        h = self.encoder.tokens(text.corrupt(self.latest, hidden, self.vocabulary))  # (N, L, D)
+        words, target = self.head(h[hidden], self.encoder.embed.weight), self.latest[hidden]  # (T, V), (T,)
+        loss, right = labelled_loss(words, target)
+        return loss, {"accuracy": right, "nats": loss.detach(), "unigram": self.unigram.loss(target)}
 
     def after_step(self):
         self.unigram.add(self.latest)

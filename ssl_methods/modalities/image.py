@@ -184,7 +184,7 @@ def _uniform(x: Tensor, low: float, high: float) -> Tensor:
 def _sometimes(x: Tensor, changed: Tensor, p: float) -> Tensor:
     """`changed` with probability `p`, drawn per picture, and otherwise `x`."""
     chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < p
-    return torch.lerp(x, changed, chosen.to(x.dtype))  # exact at 0 and 1, and on the CPU twice as fast as `where`
+    return torch.where(chosen, changed, x)
 
 
 # ---- The same at given parameters, (N,) each
@@ -198,18 +198,7 @@ def resample(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
     rows, cols = _centres(top, height, x.shape[2]), _centres(left, width, x.shape[3])  # (N, H), (N, W)
     cols = torch.where(mirrored[:, None], cols.flip(1), cols)
     grid = torch.stack(torch.broadcast_tensors(cols[:, None, :], rows[:, :, None]), dim=-1)  # (N, H, W, 2)
-    return _sample(x, grid)
-
-
-@torch.library.custom_op("ssl_methods::sample", mutates_args=())
-def _sample(x: Tensor, grid: Tensor) -> Tensor:
-    """`grid_sample`, bilinear, edges repeated. torch's compiler takes it as it is: its own is several times as slow."""
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-
-
-@_sample.register_fake
-def _(x: Tensor, grid: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:2], *grid.shape[1:3])
 
 
 def _centres(start: Tensor, length: Tensor, size: int) -> Tensor:
@@ -305,7 +294,7 @@ def affine(x: Tensor, matrix: Tensor) -> Tensor:
     row, col = (((torch.arange(n, device=x.device) + 0.5) * 2 / n - 1) for n in x.shape[2:])
     along, across, shift = (m[:, None, None] for m in matrix.unbind(2))  # (N, 1, 1, 2) each
     grid = along * col[:, None] + across * row[:, None, None] + shift  # (N, H, W, 2)
-    return _sample(x, grid)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 XYZ = (  # of linear sRGB's red, green and blue (IEC 61966-2-1)

@@ -4,10 +4,7 @@ A row is a sentence: [CLS], its tokens, [SEP]. Where an order is known, the colu
 in the same form, or zeros where none does.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..parts.processes import gather, places_of
@@ -47,35 +44,28 @@ def partners(towers: dict[str, dict[str, Tensor]], columns: dict[str, Tensor]) -
     return {"headline to article": {"queries": h[first[whole]], "gallery": articles}}
 
 
-def choose(ids: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """`share` of each sentence's words at random, at least one. (N, L) -> their places (N, M), and which of them count.
-
-    M is what the longest sentence takes; a shorter one's last places do not count, so that shapes tell nothing.
-    """
+def choose(ids: Tensor, share: float) -> Tensor:
+    """Which words to hide: `share` of each sentence's at random, at least one. (N, L) -> true where hidden, (N, L)."""
     words = ids > MASK
-    most = max(1, math.ceil(share * ids.shape[1]))  # M
-    order = torch.rand(ids.shape, device=ids.device).masked_fill_(~words, 2.0).argsort(1)  # words first
-    taken = (words.sum(1) * share).round().clamp(min=1, max=most)
-    places = order[:, :most]
-    return places, (torch.arange(most, device=ids.device) < taken[:, None]) & words.gather(1, places)
+    order = torch.rand(ids.shape, device=ids.device).masked_fill_(~words, 2.0).argsort(1).argsort(1)  # words first
+    return words & (order < (words.sum(1, keepdim=True) * share).round().clamp(min=1))
 
 
-def corrupt(ids: Tensor, places: Tensor, chosen: Tensor, vocabulary: int) -> Tensor:
+def corrupt(ids: Tensor, hidden: Tensor, vocabulary: int) -> Tensor:
     """The sentences with their chosen words hidden: 80 % become [MASK], 10 % a random word, 10 % stay. Same shape.
 
-    Devlin et al. 2019 (BERT), section 3.1. `places` and `chosen` (N, M) are those of `choose`.
+    Devlin et al. 2019 (BERT), section 3.1. `hidden` (N, L) is that of `choose`.
     """
-    old = ids.gather(1, places)  # (N, M)
-    fate = torch.rand(old.shape, device=ids.device)
-    random = torch.randint(UNK + 1, vocabulary, old.shape, device=ids.device, dtype=ids.dtype)
-    new = torch.where(fate < 0.8, MASK, torch.where(fate < 0.9, random, old))
-    return ids.scatter(1, places, torch.where(chosen, new, old))
+    fate = torch.rand(ids.shape, device=ids.device)
+    random = torch.randint(UNK + 1, vocabulary, ids.shape, device=ids.device, dtype=ids.dtype)
+    new = torch.where(fate < 0.8, MASK, torch.where(fate < 0.9, random, ids))
+    return torch.where(hidden, new, ids)
 
 
 def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each sentence (N, L) and, at even odds, what follows it or what follows another of the batch.
 
-    Returns the pairs (N, 2L), [CLS] A [SEP] ... B [SEP] ..., where B always begins at place L; whether B is the
+    Returns the pairs (N, 2L - 1), [CLS] A [SEP] ... B [SEP] ..., where B always begins at place L; whether B is the
     true one (N,); and which pairs count (N,): those where both sentences that B was drawn from exist.
     """
     n, every = len(ids), gather(follows)  # every: (all N, L)
@@ -83,12 +73,11 @@ def pairs(ids: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     other = every[(places_of(ids) + step) % len(every)]  # never its own
     true = torch.rand(n, device=ids.device) < 0.5
     second = torch.where(true[:, None], follows, other)[:, 1:]  # without its [CLS]
-    pair = F.pad(torch.cat([ids, second], dim=1), (0, 1))  # by PAD: odd lengths take attention a tenth longer
-    return pair, true, (follows[:, 0] > 0) & (other[:, 0] > 0)
+    return torch.cat([ids, second], dim=1), true, (follows[:, 0] > 0) & (other[:, 0] > 0)
 
 
 def means(encoder: nn.Module, h: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each sentence's tokens in a pair of `pairs`: (N, 2L, D), (N, 2L) -> (N, D) twice.
+    """The mean of each sentence's tokens in a pair of `pairs`: (N, 2L - 1, D), (N, 2L - 1) -> (N, D) twice.
 
     It is 0 where a sentence is missing.
     """

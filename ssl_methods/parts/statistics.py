@@ -62,6 +62,7 @@ class Unigram(nn.Module):
         self.counts.index_add_(0, ids, (ids > 0).to(self.counts.dtype))
 
     @torch.no_grad()
-    def loss(self, target: Tensor, counts: Tensor) -> Tensor:
-        """`token_loss` of the same tokens, were each told from its frequency alone."""
-        return masked_mean((self.counts.sum() / self.counts).log()[target.long()], counts)
+    def loss(self, target: Tensor) -> Tensor:
+        """The mean cross-entropy of the tokens (T,), none of them padding, were each told from its frequency alone."""
+        nats = (self.counts.sum() / self.counts).log()[target.long()]
+        return masked_mean(nats, target > 0)

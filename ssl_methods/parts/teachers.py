@@ -17,7 +17,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
     Batch-norm statistics are not averaged: a teacher gathers its own in its own passes.
     """
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    for slow, quick in zip(teacher.parameters(), student.parameters(), strict=True):
+        slow.lerp_(quick, 1 - momentum)
 
 
 @torch.no_grad()

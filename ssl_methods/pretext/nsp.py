@@ -29,6 +29,6 @@ class NSP(Method):
         self.order = OrderHead(encoder.dim)
 
     def forward(self, batch):
-        pair, y, counts = text.pairs(batch["token"], batch["next"])  # (N, 2L), (N,), (N,)
+        pair, y, counts = text.pairs(batch["token"], batch["next"])  # (N, 2L - 1), (N,), (N,)
         loss, right = self.order(*text.means(self.encoder, self.encoder.tokens(pair), pair), y, counts)
         return loss, {"next": right}

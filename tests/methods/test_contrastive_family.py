@@ -11,8 +11,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import cosine, mean, same_with_gradients, slow_nt_xent
-from test_methods import FACTS, batches, matched, pretrained, small, whole_step
 from torch import Tensor
 
 from ssl_methods import Method
@@ -26,6 +24,8 @@ from ssl_methods.decorrelation.lejepa import prediction_error, sigreg
 from ssl_methods.decorrelation.vicreg import covariance_loss, invariance_loss, variance_loss
 from ssl_methods.decorrelation.w_mse import whiten, whitened_error
 from stages.training.loop import build_method
+from tests.methods.test_losses import cosine, mean, same_with_gradients, slow_nt_xent
+from tests.methods.test_methods import FACTS, batches, matched, pretrained, small, whole_step
 
 NAMES = ["dcl", "nnclr", "barlow_twins", "vicreg", "w_mse", "lejepa", "semi_supcon", "supcon"]
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import mean, same_with_gradients
-from test_methods import FACTS, SMALL, TRAINING, batches, matched, pretrained, small
 from torch import Tensor
 
 from ssl_methods import Method, build_encoder
@@ -25,6 +23,8 @@ from stages import pretrain
 from stages.common.settings import Settings
 from stages.training.columns import Columns
 from stages.training.loop import build_method, descend, fit
+from tests.methods.test_losses import mean, same_with_gradients
+from tests.methods.test_methods import FACTS, SMALL, TRAINING, batches, matched, pretrained, small
 
 
 def made(params: Settings, name: str, **hyper) -> Method:
@@ -644,7 +644,7 @@ def test_an_interrupted_run_ends_the_same(name, hyper, params, pictures, tmp_pat
         method = made(params, name, **hyper)
         columns = Columns(tmp_path, method.columns, torch.device("cpu"))
         torch.manual_seed(0 if keep is None or log else 99)  # a resumed run takes the random state from its checkpoint
-        fit(method, columns, TRAINING, steps=12, seed=0, label=name, log=log, keep=keep)
+        fit(method, columns, TRAINING, steps=12, seed=0, log=log, keep=keep)
         return method.state_dict()
 
     def stop_at_7(step: int, **numbers: float) -> None:

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import same_with_gradients
-from test_methods import FACTS, SMALL, batches, pretrained, small
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
@@ -21,6 +19,8 @@ from ssl_methods.generative.vae import divergence, draw_code, surprise
 from ssl_methods.parts.teachers import held
 from stages.common.settings import InputError
 from stages.training.loop import build_method
+from tests.methods.test_losses import same_with_gradients
+from tests.methods.test_methods import FACTS, SMALL, batches, pretrained, small
 
 RECIPES = {  # of a short training on the small pictures
     "vae": {"steps": 240, "lr": 1e-2},

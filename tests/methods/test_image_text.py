@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from test_datasets import SPLITS, archive, joined, paint, refuses
-from test_methods import FACTS, SMALL, batches_of, small, trained_on
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -19,13 +17,16 @@ from ssl_methods.cross_modal.clip import SHARPEST
 from ssl_methods.cross_modal.siglip import sigmoid_loss
 from ssl_methods.modalities import image_text
 from ssl_methods.parts.losses import info_nce
-from stages import datasets, evaluate
+from stages import datasets
 from stages.common.files import write_json
 from stages.common.settings import Evaluation, Settings
 from stages.datasets import Dataset
 from stages.datasets.reading import captions
+from stages.measures.protocol import evaluate
 from stages.measures.retrieval import retrieval
 from stages.training.loop import build_method
+from tests.datasets.test_datasets import SPLITS, archive, joined, paint, refuses
+from tests.methods.test_methods import FACTS, SMALL, batches_of, small, trained_on
 
 ENCODER = SMALL["ImageText"]
 
@@ -322,10 +323,10 @@ def test_it_tells_classes_by_names_it_was_never_told_to_be_classes(taught, colou
     write_json(models / "status.json", {"status": "ok", "step": None, "cause": None})
 
     protocol = Evaluation(strengths=[1e-2], neighbours=[5], device="cpu")
-    scores, details = evaluate.evaluate(models, folder, "image_text", ENCODER, protocol)
-    assert scores["linear"] > 90
-    assert details["zero_shot"] == {"accuracy": pytest.approx(100, abs=20), "majority": 25.0}
-    assert details["retrieval"]["image to text"]["r1"] > 60
+    found = evaluate(models, folder, "image_text", ENCODER, protocol)
+    assert found["linear"] > 90
+    assert found["zero_shot"] == {"accuracy": pytest.approx(100, abs=20), "majority": 25.0}
+    assert found["retrieval"]["image to text"]["r1"] > 60
 
 
 def test_an_encoder_of_pictures_alone_is_not_asked_for_text(pictures, sentences):

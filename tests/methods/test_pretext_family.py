@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans as SklearnKMeans
-from test_losses import same_with_gradients
-from test_methods import FACTS, TRAINING, batches, pretrained, small, whole_step
 from torch import Tensor, nn
 
 from ssl_methods import build_encoder
@@ -29,6 +27,8 @@ from stages.measures.frozen import load
 from stages.training.loop import Trained, build_method
 from stages.training.optimizers import optimizer_of
 from stages.training.record import write
+from tests.methods.test_losses import same_with_gradients
+from tests.methods.test_methods import FACTS, TRAINING, batches, pretrained, small, whole_step
 
 
 @pytest.fixture(autouse=True)

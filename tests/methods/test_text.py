@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from test_methods import FACTS, small, trained_on
 from torch import nn
 
 from ssl_methods.encoders.shallow import BagOfWords
@@ -16,10 +15,11 @@ from ssl_methods.generative.gpt import GPT
 from ssl_methods.masked.electra import detection_loss, draw_words
 from ssl_methods.modalities import text
 from ssl_methods.parts.heads import OrderHead, TokenHead
-from ssl_methods.parts.losses import CrossEntropy, counted, info_nce, token_accuracy, token_loss
+from ssl_methods.parts.losses import info_nce, labelled_loss
 from ssl_methods.parts.statistics import Unigram
 from stages.common.settings import InputError
 from stages.training.loop import build_method
+from tests.methods.test_methods import FACTS, small, trained_on
 
 LONG = torch.cat([torch.tensor([[1]]), torch.arange(5, 65)[None], torch.tensor([[2, 0, 0]])], dim=1).int()  # 60 words
 
@@ -151,14 +151,13 @@ def test_the_transformer_is_torchs_with_the_same_weights(causal):
 def test_masking_is_berts():
     torch.manual_seed(0)
     ids = LONG.repeat(4000, 1)
-    places, chosen = text.choose(ids, 0.15)
+    chosen = text.choose(ids, 0.15)
     assert chosen.sum(1).eq(9).all()  # 15 % of 60
-    old = ids.gather(1, places)[chosen]
+    old = ids[chosen]
     assert old.min() > text.MASK  # no special token
-    assert places[chosen.all(1)].sort(1).values.diff(dim=1).gt(0).all()  # no word twice
     share = torch.bincount(old, minlength=65)[5:] / len(old)
     assert (share - 1 / 60).abs().max() < 0.004  # all alike
-    new = text.corrupt(ids, places, chosen, 65).gather(1, places)[chosen]
+    new = text.corrupt(ids, chosen, 65)[chosen]
     hidden, kept = (new == text.MASK).float().mean().item(), (new == old).float().mean().item()
     assert hidden == pytest.approx(0.8, abs=0.01)
     assert kept == pytest.approx(0.1 + 0.1 / 60, abs=0.01)
@@ -167,11 +166,11 @@ def test_masking_is_berts():
 
 def test_what_is_not_chosen_stays():
     torch.manual_seed(0)
-    ids = torch.cat([LONG, LONG.where(torch.arange(64) < 8, 0)])  # 60 words, and 7
-    places, chosen = text.choose(ids, 0.15)
-    assert chosen.sum(1).tolist() == [9, 1]
-    changed = text.corrupt(ids, places, chosen, 65) != ids
-    assert not (changed & ~torch.zeros_like(ids).bool().scatter(1, places, chosen)).any()
+    ids = torch.cat([LONG, LONG.where(torch.arange(64) < 8, 0), LONG * 0])  # 60 words, 7, and none
+    chosen = text.choose(ids, 0.15)
+    assert chosen.sum(1).tolist() == [9, 1, 0]
+    changed = text.corrupt(ids, chosen, 65) != ids
+    assert not (changed & ~chosen).any()
 
 
 def test_half_of_the_pairs_are_true_and_no_false_one_is():
@@ -180,8 +179,7 @@ def test_half_of_the_pairs_are_true_and_no_false_one_is():
     ids = torch.stack([torch.ones(n), torch.arange(n) + 5, torch.full((n,), 2)], 1).int()
     follows = ids + torch.tensor([0, n, 0]).int()
     pair, true, counts = text.pairs(ids, follows)
-    assert pair.shape == (n, 6)
-    assert not pair[:, 5].any()
+    assert pair.shape == (n, 5)
     assert counts.all()
     assert ((pair[:, 3] - pair[:, 1] == n) == true).all()
     assert true.float().mean().item() == pytest.approx(0.5, abs=0.03)
@@ -210,46 +208,32 @@ def test_partners_are_headlines_and_the_means_of_their_articles():
 # Losses
 
 
-def test_token_loss_is_the_mean_over_what_counts():
+def test_labelled_loss_is_the_mean_over_what_has_a_label():
     torch.manual_seed(0)
-    logits, target = torch.randn(3, 4, 7, requires_grad=True), torch.randint(7, (3, 4))
-    counts = torch.rand(3, 4) < 0.5
-    counts[0, 0] = True
+    logits, target = torch.randn(12, 7, requires_grad=True), torch.randint(7, (12,), dtype=torch.int32)
+    target[[1, 4, 11]] = -1
+    counts = target >= 0
     expected = [
-        math.log(sum(math.exp(x) for x in logits[n, k].tolist())) - logits[n, k, target[n, k]].item()
-        for n, k in counts.nonzero().tolist()
+        math.log(sum(math.exp(x) for x in logits[n].tolist())) - logits[n, target[n]].item()
+        for n in counts.nonzero()[:, 0].tolist()
     ]
-    loss = token_loss(logits, target, counts)
-    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    loss, _ = labelled_loss(logits, target)
+    assert loss.item() == pytest.approx(sum(expected) / 9, rel=1e-5)
     loss.backward()
     assert not logits.grad[~counts].any()
-    assert token_loss(torch.zeros(3, 4, 7), target, counts).item() == pytest.approx(math.log(7))
-    assert token_loss(logits, target, counts & False).item() == 0
+    assert labelled_loss(torch.zeros(12, 7), target)[0].item() == pytest.approx(math.log(7))
+    for nothing in (labelled_loss(logits, target * 0 - 1), labelled_loss(logits[:0], target[:0])):
+        assert [value.item() for value in nothing] == [0, 0]
 
 
-def test_token_accuracy_is_the_share_told_right_of_what_counts():
+def test_labelled_accuracy_is_the_share_told_right_of_what_has_a_label():
     torch.manual_seed(0)
-    logits, target = torch.randn(5, 4, 7), torch.randint(7, (5, 4), dtype=torch.int32)
-    logits[0].scatter_(1, target[0, :, None].long(), 9.0)  # all right
-    counts = torch.tensor([[True, True, False, True]] * 3 + [[False] * 4] * 2)
-    right = [int(logits[n, k].argmax()) == int(target[n, k]) for n, k in counts.nonzero().tolist()]
-    assert token_accuracy(logits, target, counts).item() == pytest.approx(sum(right) / 9)
+    logits, target = torch.randn(20, 7), torch.randint(7, (20,), dtype=torch.int32)
+    logits[:4].scatter_(1, target[:4, None].long(), 9.0)  # all right
+    target[[2, 6, 10, *range(12, 20)]] = -1
+    right = [int(logits[n].argmax()) == int(target[n]) for n in (target >= 0).nonzero()[:, 0].tolist()]
+    assert labelled_loss(logits, target)[1].item() == pytest.approx(sum(right) / 9)
     assert 0 < sum(right) < 9
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cross_entropy_of_some_rows_at_once_is_torchs(dtype, monkeypatch):
-    """Also where the last rows do not fill a block, and for logits that are far apart."""
-    monkeypatch.setattr(CrossEntropy, "BLOCK", 3 * 7)
-    torch.manual_seed(0)
-    logits, target, above = 30 * torch.randn(10, 7), torch.randint(7, (10,)), torch.randn(10)
-    ours, torchs = (logits.to(dtype).requires_grad_() for _ in range(2))
-    found = CrossEntropy.apply(ours, target)
-    expected = F.cross_entropy(torchs.float(), target, reduction="none")
-    (found @ above).backward()
-    (expected @ above).backward()
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(ours.grad, torchs.grad)
 
 
 def test_info_nce_is_its_equation():
@@ -268,8 +252,8 @@ def test_the_frequencies_are_those_of_what_was_read():
     unigram = Unigram(8)
     unigram.add(torch.tensor([[5, 5, 6, 0], [5, 7, 0, 0]]).int())
     assert unigram.counts.tolist() == [1, 1, 1, 1, 1, 4, 2, 2]  # each began at 1; padding does not count
-    target, counts = torch.tensor([[5, 6, 0]]), torch.tensor([[True, True, False]])
-    assert unigram.loss(target, counts).item() == pytest.approx(-(math.log(4 / 13) + math.log(2 / 13)) / 2)
+    found = unigram.loss(torch.tensor([5, 6, 0]))
+    assert found.item() == pytest.approx(-(math.log(4 / 13) + math.log(2 / 13)) / 2)
 
 
 def test_tokens_are_those_at_the_places():
@@ -283,30 +267,6 @@ def test_the_token_head_compares_with_the_embeddings():
     head, h, embeddings = TokenHead(6, 9), torch.randn(2, 5, 6), torch.randn(9, 6)
     head.bias.data.normal_()
     torch.testing.assert_close(head(h, embeddings)[1, 4], head.transform(h[1, 4]) @ embeddings.T + head.bias)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_what_counts_is_kept_in_order_and_most_of_the_rest_is_not(share):
-    torch.manual_seed(0)
-    counts, values, targets = torch.rand(30, 20) < share, torch.randn(30, 20, 3), torch.randint(9, (30, 20))
-    kept, h, target = counted(counts, values, targets)
-    assert len(kept) == min(-(-int(counts.sum()) // 64) * 64, 600) == len(h) == len(target)
-    assert h[kept].equal(values[counts])
-    assert target[kept].equal(targets[counts])
-    everything = counted(*(x.to("meta") for x in (counts, values, targets)))
-    assert [tuple(x.shape) for x in everything] == [(600,), (600, 3), (600,)]
-
-
-def test_a_loss_is_the_same_without_most_of_what_does_not_count():
-    torch.manual_seed(0)
-    counts, logits, target = torch.rand(30, 20) < 0.3, torch.randn(30, 20, 9), torch.randint(9, (30, 20))
-    few, whole = (logits.clone().requires_grad_() for _ in range(2))
-    kept, rows, wanted = counted(counts, few, target)
-    found, expected = token_loss(rows, wanted, kept), token_loss(whole, target, counts)
-    torch.testing.assert_close(found, expected)
-    found.backward(), expected.backward()
-    torch.testing.assert_close(few.grad, whole.grad)
-    torch.testing.assert_close(token_accuracy(rows, wanted, kept), token_accuracy(logits, target, counts))
 
 
 def test_the_order_head_counts_what_it_is_told_to():
@@ -338,19 +298,18 @@ def test_the_means_of_a_pair_are_those_of_its_sentences(sentences):
 def test_drawn_words_have_the_models_distribution():
     torch.manual_seed(0)
     p = torch.tensor([0.5, 0.3, 0.2])
-    drawn = draw_words(p.log().expand(20000, 3), torch.rand(20000))
+    drawn = draw_words(p.log().expand(20000, 3))
     torch.testing.assert_close(torch.bincount(drawn) / 20000, p, rtol=0, atol=0.02)
 
 
 def test_electra_replaces_some_of_the_words_it_hides_and_nothing_else(params, sentences, monkeypatch):
     method, ids = build_method(small(params.entry("text", "electra")), FACTS, seed=0), sentences["token"][:20]
-    read, places, chosen = [], *text.choose(ids, method.mask)
+    read, hidden = [], text.choose(ids, method.mask)
     monkeypatch.setattr(
         method.encoder, "tokens", lambda ids: read.append(ids) or TextTransformer.tokens(method.encoder, ids)
     )
-    monkeypatch.setattr(text, "choose", lambda *_: (places, chosen))
+    monkeypatch.setattr(text, "choose", lambda *_: hidden)
     method({"token": ids})
-    hidden = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, chosen)
     (corrupted,) = read
     assert corrupted.dtype is ids.dtype
     assert corrupted[~hidden].equal(ids[~hidden])

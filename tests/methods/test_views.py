@@ -80,11 +80,6 @@ FACTORS = torch.tensor([0.0, 1.0, 2.0]).repeat_interleave(11)
 SHIFTS = torch.tensor([-0.5, -0.1, 0.0, 1 / 6, 0.5]).repeat_interleave(11)
 
 
-def test_sampling_is_an_operator_that_the_compiler_may_take_as_it_is(pixels):
-    """torch's own check: what it returns does not depend on who asks, and its shape is known without its numbers."""
-    torch.library.opcheck(image._sample, (pixels, torch.rand(len(pixels), 7, 9, 2) * 2 - 1))
-
-
 @pytest.mark.parametrize("name", ["adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"])
 def test_adjusting_a_colour_is_torchvisions(name, pixels):
     edges, low, high = (SHIFTS, -0.5, 0.5) if name == "adjust_hue" else (FACTORS, 0.0, 2.0)
