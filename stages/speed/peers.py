@@ -70,7 +70,7 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
         }
         with ExitStack() as processes:
             asked = {who: processes.enter_context(apart(make)) for who, make in makers.items()}
-            turns = {who: partial(in_turn, ask, seconds) for who, ask in asked.items()}
+            turns = {who: lambda ask=ask: ask(methodcaller("turn", seconds)).result() for who, ask in asked.items()}
             speeds = race(turns, turns=9)
             phases = asked["ours"](partial(profile, steps=20)).result()
             products = asked["modules"](partial(in_products, steps=5)).result()
@@ -80,10 +80,6 @@ def peers(settings: Settings, seconds: float) -> dict[str, dict[str, Any]]:
         ratios |= {f"compiled_over_{who}": median["compiled"] / median[who] for who in others}
         found[name] = speeds | ratios | {"phases": phases, "products": products}
     return found
-
-
-def in_turn(ask: Callable, seconds: float) -> int:
-    return ask(methodcaller("turn", seconds)).result()
 
 
 def narrow(entry: Entry, **training: Any) -> Entry:
