@@ -33,7 +33,7 @@ class Run:
         return parallel.work([job], parallel.shares(1, cores(), gpus=[]))
 
     def checkpoint(self, job: Job) -> Any:
-        """What submitit queues when the machine is taken away; by then the processes here have been stopped."""
+        """What submitit queues when the machine is taken away; then it ends this process, and so what that runs."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
