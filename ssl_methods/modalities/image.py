@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..parts.losses import in_float32
+
 columns = ("image",)
 partner_columns = ()
 other_columns = ("concept", "vendor")  # where the data has them
@@ -286,14 +288,10 @@ def cut(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     return x.permute(0, 2, 3, 1)[picture[:, None, None, None], rows, cols].movedim(4, 2)
 
 
+@in_float32
 def affine(x: Tensor, matrix: Tensor) -> Tensor:
-    """The picture at `matrix` (N, 2, 3) times (x, y, 1), where x and y run from -1 to 1: bilinear, edges repeated.
-
-    It is `grid_sample` of `affine_grid`, whose matrix product would be rounded under autocast.
-    """
-    row, col = (((torch.arange(n, device=x.device) + 0.5) * 2 / n - 1) for n in x.shape[2:])
-    along, across, shift = (m[:, None, None] for m in matrix.unbind(2))  # (N, 1, 1, 2) each
-    grid = along * col[:, None] + across * row[:, None, None] + shift  # (N, H, W, 2)
+    """The picture at `matrix` (N, 2, 3) times (x, y, 1), where x and y run from -1 to 1: bilinear, edges repeated."""
+    grid = F.affine_grid(matrix, x.shape, align_corners=False)  # (N, H, W, 2)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
