@@ -36,9 +36,6 @@ def settings_of(settings: Settings) -> dict[str, Any]:
     """What each stage reads of params.yaml, by stage, modality and entry, resolved and checked."""
     plan: dict[str, Any] = {"prepare": {}, "pretrain": {}, "evaluate": {}, "sweep": {}}
     for modality, bench in settings.benchmark.items():
-        if absent := [name for name in bench.sweeps if name not in bench.methods]:
-            where = f"benchmark.{modality}.sweeps"
-            raise InputError(f"{where}: {absent[0]} is not among its methods; take it out, or put it there too")
         plan["prepare"][modality] = prepare_of(settings, modality)
         for stage, names in {"pretrain": bench.methods, "evaluate": bench.methods, "sweep": bench.sweeps}.items():
             plan[stage][modality] = {name: RESOLVE[stage](settings, modality, name) for name in names}
@@ -65,7 +62,10 @@ def evaluate_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
 
 
 def sweep_of(settings: Settings, modality: str, name: str) -> dict[str, Any]:
-    sweep = pick(f"benchmark.{modality}.sweeps", "sweep", name, settings.sweeps)
+    where = f"benchmark.{modality}.sweeps"
+    sweep = pick(where, "sweep", name, settings.sweeps)
+    if name not in settings.bench(modality).methods:
+        raise InputError(f"{where}: {name} is not among its methods; take it out, or put it there too")
     check_space(settings.entry(modality, name), sweep)
     return {
         "entry": pretrain_of(settings, modality, name),

@@ -201,11 +201,12 @@ def test_a_killed_process_resumes_from_its_checkpoint(data, tmp_path):
     script = tmp_path / "stage.py"
     script.write_text(
         "import sys; from pathlib import Path\n"
-        "from stages import checkpoint, pretrain\n"
-        "from stages.settings import Entry\n"
-        "pretrain.CHECKPOINT_SECONDS = 0\n"
+        "from stages.common.settings import Entry\n"
+        "from stages.training import checkpoint, loop, record\n"
+        "loop.CHECKPOINT_SECONDS = 0\n"
         "entry = Entry.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "with checkpoint.scratch('byol', 'key') as keep:\n"
+        "keep = Path(sys.argv[3] + '-keep')\n"
+        "with checkpoint.locked(keep):\n"
         "    trained = loop.train(entry, Path(sys.argv[2]), 0, keep=keep)\n"
         "    record.write(trained, Path(sys.argv[3]))\n",
         encoding="utf-8",
@@ -221,7 +222,7 @@ def test_a_killed_process_resumes_from_its_checkpoint(data, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command("straight"), cwd=tmp_path, env=environment, check=True, capture_output=True)
     killed = subprocess.Popen(command("resumed"), cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    saved = tmp_path / "keep/checkpoint.pt"
+    saved = tmp_path / "resumed-keep/checkpoint.pt"
     while not saved.exists() and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
