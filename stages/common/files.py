@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .settings import InputError, one_line
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -25,3 +27,17 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file. Raises InputError, naming it, for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        reason = "" if isinstance(found, dict) else "no object in it"
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = one_line(error)
+    if reason:
+        raise InputError(f"{path} is not valid JSON ({reason}): delete it and run its stage again")
+    return found

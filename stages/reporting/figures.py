@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox
 WIDE, NARROW = (7.6, 4.4), (3.5, 4.6)  # inches, for a screen and for a phone
 NEAR = 7  # pixels from a point to its name
 BESIDE = 1.5 * NEAR  # a name that is farther has a line to its point
-TOLD = "told: "  # before the id of what has a title
+TITLE = "title: "  # before the id of what has a title
 INK = "#010203"  # a colour that no figure uses; the page's own replaces it
 STYLE = {
     "svg.fonttype": "none",
@@ -64,9 +64,6 @@ class Point:
     accuracy: float
     low: float | None
     high: float | None
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.accuracy:.1f} % in {self.seconds:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,10 @@ def scatter(
     front: Collection[str],
     levels: dict[str, float],
     measure: str,
+    unit: str = "seconds",
     size: tuple[float, float] = WIDE,
 ) -> str:
-    """Accuracy against pretraining seconds, on a log scale; `size` is in inches.
+    """Accuracy against what pretraining cost, in some `unit`, on a log scale; `size` is in inches.
 
     The points named in `front` are joined by the line below which nothing is both better and cheaper, and are the first
     to have their names written. A name that finds no room is the point's title alone. `levels` are dotted lines, as of
@@ -127,7 +125,7 @@ def scatter(
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=size)
-        axes.set_xlabel("seconds of pretraining")
+        axes.set_xlabel(f"{unit} of pretraining")
         axes.set_ylabel(f"{measure}, %")
         best = sorted((p for p in points if p.name in front), key=lambda p: p.seconds)
         axes.step(
@@ -137,7 +135,7 @@ def scatter(
             if point.low is not None:
                 axes.vlines(point.seconds, point.low, point.high, color=colour(point.family), alpha=0.3, linewidth=1)
             (dot,) = axes.plot(point.seconds, point.accuracy, "o", color=colour(point.family), markersize=5)
-            dot.set_gid(f"{TOLD}{point}")
+            dot.set_gid(f"{TITLE}{point.name}: {point.accuracy:.1f} % in {point.seconds:.0f} {unit}")
         log_scale(axes, [point.seconds for point in points])
         axes.margins(x=0.12, y=0.08)
         write_at_edge(axes, levels)
@@ -223,7 +221,7 @@ def fewer_labels(lines: Sequence[Line], measure: str) -> str:
             drawn = {"color": colour(line.family), "linewidth": 1.6, "marker": "o", "markersize": 3.5}
             plain = {"color": INK, "linewidth": 0.7, "alpha": 0.25}
             (curve,) = axes.plot(line.labels, line.accuracies, **(drawn if line.named else plain))
-            curve.set_gid(f"{TOLD}{line.name}")
+            curve.set_gid(f"{TITLE}{line.name}")
         write_at_edge(axes, {line.name: line.accuracies[-1] for line in lines if line.named})
         axes.set_xlabel("labels")
         axes.set_ylabel(f"{measure}, %")
@@ -231,14 +229,21 @@ def fewer_labels(lines: Sequence[Line], measure: str) -> str:
 
 
 def gantt(bars: Sequence[Bar], cuts: Sequence[float]) -> str:
-    """Bars in their lanes, the first lane on top, with a dotted line at each cut of the clock."""
-    lanes = list(dict.fromkeys(bar.lane for bar in bars))
+    """Bars in their lanes, the first lane on top, with a dotted line at each cut of the clock.
+
+    Bars of a lane that overlap, as those of seeds side by side, stand below one another.
+    """
+    lanes: dict[str, list[Bar]] = {}
+    for bar in sorted(bars, key=lambda bar: bar.start):
+        lanes.setdefault(bar.lane, []).append(bar)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDE[0], 0.6 + 0.26 * len(lanes)))
-        for place, family in product(range(len(lanes)), dict.fromkeys(bar.family for bar in bars)):
-            own = [bar for bar in bars if (bar.lane, bar.family) == (lanes[place], family)]
-            spans = [(bar.start, bar.end - bar.start) for bar in own]
-            axes.broken_barh(spans, (place - 0.36, 0.72), facecolor=colour(family), edgecolor="none", alpha=0.85)
+        figure, axes = plt.subplots(figsize=(WIDE[0], 0.6 + 0.34 * len(lanes)))
+        for place, own in enumerate(lanes.values()):
+            tracks = packed(own)
+            height = 0.8 / (1 + max(tracks))
+            for bar, track in zip(own, tracks, strict=True):
+                span, top = [(bar.start, bar.end - bar.start)], place - 0.4 + track * height
+                axes.broken_barh(span, (top, height), facecolor=colour(bar.family), edgecolor="none", alpha=0.85)
         for cut in cuts:
             axes.axvline(cut, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.set_yticks(range(len(lanes)), [escape(lane) for lane in lanes])
@@ -246,6 +251,17 @@ def gantt(bars: Sequence[Bar], cuts: Sequence[float]) -> str:
         axes.set_xlim(0, max(bar.end for bar in bars))
         axes.set_xlabel("minutes")
         return svg(figure)
+
+
+def packed(bars: Sequence[Bar]) -> list[int]:
+    """The track of each bar, the first that is free by then; `bars` are in the order in which they start."""
+    ends: list[float] = []  # by track, when its last bar ends
+    tracks = []
+    for bar in bars:
+        track = next((track for track, end in enumerate(ends) if end <= bar.start), len(ends))
+        ends[track : track + 1] = [bar.end]
+        tracks.append(track)
+    return tracks
 
 
 def log_scale(axes: Axes, values: Sequence[float]) -> None:
@@ -292,7 +308,7 @@ def svg(figure: Figure, crop: str | None = "tight") -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r'<clipPath.*?</clipPath>| clip-path="[^"]*"', "", text, flags=re.DOTALL)  # nothing leaves the axes
     text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"| version="1.1"', "", text)
-    text = re.sub(rf'<g id="{TOLD}([^"]*)">', r"<g><title>\1</title>", text)
+    text = re.sub(rf'<g id="{TITLE}([^"]*)">', r"<g><title>\1</title>", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number.group()):.2f}", text)
     text = re.sub(r" ?font-family: [^;]*;", "", text)

@@ -2,28 +2,15 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from .board import (
-    BEST,
-    COST,
-    DEPTH,
-    FINETUNED,
-    FIRST,
-    HEALTH,
-    MEASURES,
-    PREDICTORS,
-    SECOND,
-    TIED,
-    Board,
-    Quantity,
-    Row,
-    summary,
-)
-from .page import NONE, number, signed
-from .results import Entry
-from .speed_report import Speed, Table
-from .statistics import Correlation, Estimate, Gain, Place
+from .quantities import COST, DEPTH, FINETUNED, FIRST, HEALTH, MEASURES, PREDICTORS, SECOND
+from .results import OK
+from .speed_report import Speed
+from .statistics import Gain
+from .summary import summary
+from .table import BEST, TIED, Board, Row
+from .text import NONE, correlation, difference, number, placed, plus_minus, probable, signed
 
 NOTE = """\
 ## How to read the tables
@@ -38,13 +25,14 @@ NOTE = """\
 * **Gain** is over the untrained encoder of the same architecture, by linear probe, in points, paired by seed. Bold
   where the same test shows it to be more, or less, than none. All intervals are of one number by itself: only p is
   corrected for the number of methods.
-* **Place** is the rank among the ranked entries: its mean and 95 % interval over 10,000 draws of all means from
+* **Place** is that among the ranked entries: its mean and 95 % interval over 10,000 draws of all means from
   Student's t distributions around them, at the noise that the entries do not share.
 * **Health**: the effective rank of the features, and of their discriminant analysis between samples in views (LiDAR),
   more is better; alignment of two views of a sample, and uniformity of all on the sphere, less is better; the share of
   features that do not vary; the mutual information of clusters with the classes, normalised, in percent.
-* **Cost** is that of pretraining, means over seeds. Parameters are the encoder's; thrown away is what evaluation does
-  not see. On the Pareto front is what no other entry beats in both seconds and linear probe.
+* **Cost** is that of pretraining, means over seeds. CPU-seconds are those of all threads together, so that what runs
+  beside does not count. Parameters are the encoder's; thrown away is what evaluation does not see. On the Pareto front
+  is what no other entry beats in both cost and linear probe.
 * **Agreement**: do the entries' means by a measure order the methods as the linear probe's do? 1 is the same order, 0
   none, -1 the reverse, each turned so that better goes with higher. The 95 % intervals are over resampled methods;
   below five methods there is no number, and for a perfect order no interval. Losses are left out: those of different
@@ -59,7 +47,8 @@ NOTE = """\
 * [paper.tex](paper.tex): the accuracies as LaTeX tables
 * [summary.json](summary.json): the means, for `dvc metrics diff --targets reports/summary.json`
 """
-LEFT, RIGHT = ":--", "--:"
+WORDS = ("method", "family", "status", "Pareto front", "measure", "better")  # columns of words, not of numbers
+SILENT = ("", NONE, OK)  # a column of nothing else says nothing
 
 
 def report(boards: list[Board], speed: Speed) -> str:
@@ -80,110 +69,107 @@ def report(boards: list[Board], speed: Speed) -> str:
         parts += [f"### {title}\n\n{table}" for title, table in tables.items() if table]
     if speed.tables:
         parts += ["## Speed", markdown(speed.heading)]
-        parts += [f"### {table.title}\n\n{coded(table.note)}\n\n{measured(table)}" for table in speed.tables]
+    for table in speed.tables:
+        rows = [dict(zip(table.header, map(coded, row), strict=True)) for row in table.rows]
+        parts.append(f"### {table.title}\n\n{coded(table.note)}\n\n{grid(rows, words=table.header[:1])}")
     return "\n\n".join([*parts, NOTE])
 
 
 def readme_table(b: Board) -> str:
     """The table as it stands in the repository's README.md."""
-    measures = [FIRST, DEPTH, SECOND] + [FINETUNED] * (FINETUNED in b.columns)
-    header = {"method": LEFT, "family": LEFT} | {f"{MEASURES[measure]}, %": RIGHT for measure in measures}
-    rows = [
-        [
-            linked(row.entry, ""),
-            row.entry.family,
-            *(accurate(row, measure) for measure in measures),
-            number(row.mean("effective_rank"), 1),
-            number(row.mean("seconds")),
-            markdown(row.status),
-        ]
+    measures = [measure for measure in (FIRST, DEPTH, SECOND, FINETUNED) if measure in b.columns]
+    return grid(
+        {
+            **named(row, ""),
+            **{f"{MEASURES[measure]}, %": accurate(row, measure) for measure in measures},
+            "effective rank": number(row.mean("effective_rank"), 1),
+            b.seconds: number(row.mean("seconds")),
+            "status": markdown(row.status),
+        }
         for row in b.rows
-    ]
-    return grid(header | {"rank": RIGHT, "seconds": RIGHT, "status": LEFT}, rows)
+    )
 
 
 def accuracy(b: Board) -> str:
-    header = {"method": LEFT, "family": LEFT} | {f"{label}, %": RIGHT for label in b.columns.values()}
-    rows = [
-        [
-            linked(row.entry, "../"),
-            row.entry.family,
-            *(accurate(row, measure) for measure in b.columns),
-            gained(row.gain),
-            markdown(row.status),
-        ]
+    return grid(
+        {
+            **named(row, "../"),
+            **{f"{label}, %": accurate(row, measure) for measure, label in b.columns.items()},
+            "gain": gained(row.gain),
+            "status": markdown(row.status),
+        }
         for row in b.rows
-    ]
-    return grid(header | {"gain": RIGHT, "status": LEFT}, rows)
+    )
 
 
 def standing(b: Board) -> str:
     """Of the entries that are ranked by FIRST: their places, and how that test went. Nothing below three seeds."""
-    ranked = [row for row in b.methods if FIRST in row.cells and row.cells[FIRST].place]
-    header = {"method": LEFT} | {f"place, {label}": RIGHT for label in b.columns.values()}
     rows = []
-    for row in ranked:
-        comparison = row.cells[FIRST].comparison
-        places = [placed(row.cells[measure].place) if measure in row.cells else NONE for measure in b.columns]
-        behind = [between(comparison.difference), probable(comparison.p)] if comparison else [NONE, NONE]
-        gain = [between(row.gain), probable(row.gain.p)] if row.gain else [NONE, NONE]
-        rows.append([markdown(row.entry.name), *places, *behind, *gain])
-    tests = dict.fromkeys(("from the best", "p from the best", "gain", "p of gain"), RIGHT)
-    return grid(header | tests, rows) if rows else ""
+    for row in b.methods:
+        if row.place:
+            places = {m: row.cells[m].place if m in row.cells else None for m in b.columns}
+            behind, gain = row.cells[FIRST].comparison, row.gain
+            rows.append(
+                {"method": markdown(row.name)}
+                | {f"place, {b.columns[measure]}": placed(place) for measure, place in places.items()}
+                | {"from the best": difference(behind.difference) if behind else NONE}
+                | {"p from the best": probable(behind.p) if behind else NONE}
+                | {"gain": difference(gain) if gain else NONE}
+                | {"p of gain": probable(gain.p) if gain and gain.p is not None else NONE}
+            )
+    return grid(rows)
 
 
 def health(b: Board) -> str:
     shown = b.measured(HEALTH)
-    header = {"method": LEFT} | {quantity.label: RIGHT for quantity in shown.values()}
-    rows = [
-        [markdown(row.entry.name), *(ranged(row.estimate(key), quantity.digits) for key, quantity in shown.items())]
+    return grid(
+        {"method": markdown(row.name)}
+        | {
+            quantity.label: number(row.mean(key), quantity.digits) + plus_minus(row.estimate(key), quantity.digits)
+            for key, quantity in shown.items()
+        }
         for row in b.rows
-    ]
-    return grid(header, rows) if shown else ""
+    )
 
 
 def cost(b: Board) -> str:
     shown = b.measured(COST)
-    header = {"method": LEFT} | {quantity.label: RIGHT for quantity in shown.values()} | {"Pareto front": LEFT}
-    rows = [
-        [
-            markdown(row.entry.name),
-            *(scaled(row.mean(key), quantity) for key, quantity in shown.items()),
-            "on it" if row.entry.name in b.pareto else "",
-        ]
+    return grid(
+        {"method": markdown(row.name)}
+        | {quantity.label: quantity.shown(row.mean(key)) for key, quantity in shown.items()}
+        | {"Pareto front": "on it" if row.name in b.pareto else ""}
         for row in b.rows
-    ]
-    return grid(header, rows) if shown else ""
+    )
 
 
 def agreement(b: Board) -> str:
-    header = {"measure": LEFT, "better": LEFT, "methods": RIGHT, "Spearman": RIGHT, "Kendall, tau-b": RIGHT}
-    rows = [
-        [
-            PREDICTORS[key].label,
-            "higher" if PREDICTORS[key].sign > 0 else "lower",
-            str(found.n),
-            correlated(found.spearman),
-            correlated(found.kendall),
-        ]
+    return grid(
+        {
+            "measure": PREDICTORS[key].label,
+            "better": PREDICTORS[key].better,
+            "methods": str(found.n),
+            "Spearman": correlation(found.spearman),
+            "Kendall, tau-b": correlation(found.kendall),
+        }
         for key, found in b.agreement.items()
-    ]
-    return grid(header, rows) if rows else ""
+        if found.spearman
+    )
 
 
-def measured(table: Table) -> str:
-    """A table of speed: its first column names, the others are numbers."""
-    return grid(dict.fromkeys(table.header, RIGHT) | {table.header[0]: LEFT}, [map(coded, row) for row in table.rows])
+def grid(rows: Iterable[dict[str, str]], words: Collection[str] = WORDS) -> str:
+    """A Markdown table of rows {heading: cell}, without columns that say nothing; "" where only names remain."""
+    rows = list(rows)
+    shown = [heading for heading in rows[0] if any(row[heading] not in SILENT for row in rows)] if rows else []
+    if not set(shown) - {"method", "family"}:
+        return ""
+    lines = [shown, [":--" if heading in words else "--:" for heading in shown]]
+    lines += [[row[heading] for heading in shown] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def grid(header: dict[str, str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; `header` is {heading: alignment}."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, header.values(), *rows))
-
-
-def linked(entry: Entry, root: str) -> str:
+def named(row: Row, root: str) -> dict[str, str]:
     """An entry's name as a link to its method's file; `root` leads from the table's folder to the repository's."""
-    return f"[{markdown(entry.name)}]({root}{entry.source.path})"
+    return {"method": f"[{markdown(row.name)}]({root}{row.entry.source.path})", "family": row.entry.family}
 
 
 def accurate(row: Row, measure: str) -> str:
@@ -200,47 +186,8 @@ def accurate(row: Row, measure: str) -> str:
 def gained(gain: Gain | None) -> str:
     if gain is None:
         return NONE
-    shown = signed(gain.mean) + ("" if gain.half_width is None else f" ± {gain.half_width:.1f}")
+    shown = signed(gain.mean) + plus_minus(gain)
     return f"**{shown}**" if gain.shown else shown
-
-
-def placed(place: Place | None) -> str:
-    return f"{place.mean:.1f} ({place.low} to {place.high})" if place else NONE
-
-
-def between(difference: Estimate) -> str:
-    """A difference in points, with its interval where it has one."""
-    interval = "" if difference.low is None else f" ({signed(difference.low)} to {signed(difference.high)})"
-    return signed(difference.mean) + interval
-
-
-def probable(p: float | None) -> str:
-    if p is None:
-        return NONE
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def ranged(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None:
-        return NONE
-    interval = "" if estimate.half_width is None else f" ± {number(estimate.half_width, digits)}"
-    return minus(number(estimate.mean, digits) + interval)
-
-
-def scaled(value: float | None, quantity: Quantity) -> str:
-    return number(None if value is None else value * quantity.scale, quantity.digits)
-
-
-def correlated(found: Correlation | None) -> str:
-    if found is None:
-        return NONE
-    interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
-    return minus(f"{found.value:.2f}{interval}")
-
-
-def minus(numbers: str) -> str:
-    """With the sign that is as wide as a plus."""
-    return numbers.replace("-", "\N{MINUS SIGN}")
 
 
 def coded(text: str) -> str:

@@ -15,14 +15,16 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from . import figures
-from .board import COST, FIRST, HEALTH, MEASURES, PREDICTORS, Board, Row, counted, summary
+from .quantities import COST, FIRST, HEALTH, MEASURES, PREDICTORS
 from .results import CONTROLS
 from .schedule import Schedule
 from .speed_report import Speed
 from .statistics import Correlation
+from .summary import summary
+from .table import Board, Row
+from .text import NONE, correlation, counted, number, plus_minus, probable, signed
 
-TEMPLATES = Path(__file__).parent.parent / "reports/templates"
-NONE = "\N{EN DASH}"
+TEMPLATES = Path(__file__).parents[2] / "reports/templates"
 AXES = {"step", "samples", "lr"}  # of a learning curve: not what a method plots
 SHOWN_CLASSES = 20  # a table of confusions with more cannot be read
 
@@ -51,17 +53,10 @@ def render(boards: list[Board], speed: Speed, schedule: Schedule) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (number, counted, signed, correlation, image, webp, title, code)
+    filters = (number, counted, signed, plus_minus, probable, correlation, image, webp, title, code)
     templates.filters |= {filter.__name__: filter for filter in filters}
-    templates.globals |= {
-        "FIRST": FIRST,
-        "MEASURES": MEASURES,
-        "colour": figures.colour,
-        "summary": summary,
-        "anchor": anchor,
-        "quote": quote,
-        "CORRELATIONS": Scale(-1, 1, {"none": 0.0}),
-    }
+    templates.globals |= {"FIRST": FIRST, "MEASURES": MEASURES, "CORRELATIONS": Scale(-1, 1, {"none": 0.0})}
+    templates.globals |= {"NONE": NONE, "colour": figures.colour, "anchor": anchor, "quote": quote}
     page = templates.get_template("index.html.j2")
     gantt = Markup(figures.gantt(schedule.bars, schedule.cuts)) if schedule.bars else None
     return page.render(sections=[section(board) for board in boards], speed=speed, schedule=schedule, gantt=gantt)
@@ -72,13 +67,20 @@ def section(board: Board) -> dict[str, Any]:
     scales = {measure: scale(board, measure) for measure in board.columns}
     marks = scales[FIRST].marks if FIRST in scales else {}
     quantities = {"health": board.measured(HEALTH), "cost": board.measured(COST)}
+    found = {"accuracy": board.columns} | quantities
+    compared = [measure for measure in board.columns if any(cell.comparison for _, cell in board.found(measure))]
     families = {row.entry.family for row in board.rows}
     return {
         "board": board,
+        "summary": summary(board),
+        "width": len(found["accuracy"] | found["health"] | found["cost"]) + 4,
+        "groups": [group for group, shown in found.items() if shown],
         "families": [family for family in figures.COLOURS if family in families],
         "scales": scales,
         "quantities": quantities,
-        "width": 4 + len(board.columns) + sum(map(len, quantities.values())),
+        "gains": any(row.gain for row in board.rows),
+        "places": any(row.place for row in board.rows),
+        "compared": {measure: board.columns[measure] for measure in compared},
         "scatters": scatters(board, marks),
         "marks": ", ".join(marks),
         "agreement": agreement(board),
@@ -89,33 +91,26 @@ def section(board: Board) -> dict[str, Any]:
 
 def scale(board: Board, measure: str) -> Scale:
     """From a little below the lowest mean to a little above the highest, of the entries without a failed run."""
-    means = {
-        row.entry.name: row.cells[measure].estimate.mean
-        for row in board.rows
-        if measure in row.cells and not row.failed
-    }
+    rows = {row.name: row for row in board.rows if measure in row.cells and not row.failed}
+    means = {name: row.cells[measure].estimate.mean for name, row in rows.items()}
     low, high = min(means.values(), default=0.0), max(means.values(), default=100.0)
     margin = max(1.0, 0.08 * (high - low))
-    marks = {row.entry.name for row in board.rows if row.entry.mark}
-    return Scale(low - margin, high + margin, {name: mean for name, mean in means.items() if name in marks})
+    return Scale(low - margin, high + margin, {name: mean for name, mean in means.items() if rows[name].entry.mark})
 
 
 def scatters(board: Board, levels: dict[str, float]) -> dict[str, Markup]:
     """Accuracy against cost, of the entries without a failed run, for two widths; the controls are levels."""
     points = [
-        figures.Point(row.entry.name, row.entry.family, seconds, estimate.mean, estimate.low, estimate.high)
+        figures.Point(row.name, row.entry.family, seconds, estimate.mean, estimate.low, estimate.high)
         for row in board.rows
-        if row.entry.family != CONTROLS
-        and FIRST in row.cells
-        and not row.failed
-        and (estimate := row.cells[FIRST].estimate)
-        and (seconds := row.mean("seconds"))
+        if row.entry.family != CONTROLS and FIRST in row.cells and not row.failed
+        if (estimate := row.cells[FIRST].estimate) and (seconds := row.mean("seconds"))
     ]
     if not points:
         return {}
     sizes = {"wide": figures.WIDE, "narrow": figures.NARROW}
     return {
-        name: Markup(figures.scatter(points, board.pareto, levels, MEASURES[FIRST], size))
+        name: Markup(figures.scatter(points, board.pareto, levels, MEASURES[FIRST], board.seconds, size))
         for name, size in sizes.items()
     }
 
@@ -132,20 +127,19 @@ def agreement(board: Board) -> list[tuple[str, int, Correlation, Correlation | N
 def fewer_labels(board: Board) -> Markup | None:
     """Accuracy against the number of labels, up to all; the leader, the floor and the ceiling, and who needs fewest."""
     every = sum(board.modality.data["rows"].get(split, 0) for split in ("train", "validation"))
-    curves = {row.entry.name: few for row in board.rows if (few := means_by_labels(row))}
+    curves = {row.name: few for row in board.rows if (few := means_by_labels(row))}
     if not curves:
         return None
     fewest = min(min(few) for few in curves.values())
-    methods = [row.entry.name for row in board.methods if fewest in curves.get(row.entry.name, {})]
+    methods = [row.name for row in board.methods if fewest in curves.get(row.name, {})]
     frugal = max(methods, key=lambda name: curves[name][fewest], default=None)
     lines = []
     for row in board.rows:
-        name = row.entry.name
-        if name in curves:
-            all_of_them = {every: row.cells[FIRST].estimate.mean} if every and FIRST in row.cells else {}
-            counts, values = zip(*sorted((curves[name] | all_of_them).items()), strict=True)
-            named = row.entry.mark or name in (frugal, board.leaders.get(FIRST))
-            lines.append(figures.Line(name, row.entry.family, counts, values, named))
+        if row.name in curves:
+            with_all = {every: row.cells[FIRST].estimate.mean} if every and FIRST in row.cells else {}
+            counts, values = zip(*sorted((curves[row.name] | with_all).items()), strict=True)
+            named = row.entry.mark or row.name in (frugal, board.leaders.get(FIRST))
+            lines.append(figures.Line(row.name, row.entry.family, counts, values, named))
     return Markup(figures.fewer_labels(lines, MEASURES[FIRST]))
 
 
@@ -153,7 +147,7 @@ def means_by_labels(row: Row) -> dict[int, float]:
     """{number of labels: accuracy, the mean over seeds}"""
     found: dict[int, list[float]] = {}
     for run in row.entry.runs:
-        for few in run.evaluate.get("low_label", {}).values():
+        for few in run.evaluate.get("low_label_details", {}).values():
             found.setdefault(few["rows"], []).append(few["accuracy"])
     return {rows: float(np.mean(values)) for rows, values in found.items()}
 
@@ -255,24 +249,6 @@ def title(name: str) -> str:
 def code(text: str) -> Markup:
     """A text, with what stands in backticks as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def correlation(found: Correlation | None) -> str:
-    """As in "+0.81 (+0.60 to +0.93)"; a dash for none."""
-    if found is None:
-        return NONE
-    interval = "" if found.low is None else f" ({signed(found.low, 2)} to {signed(found.high, 2)})"
-    return signed(found.value, 2) + interval
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    """As in 1,234.5; a dash for what was not measured."""
-    return NONE if value is None else f"{value:,.{digits}f}"
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """As in +1.2 or −1.2; never −0.0."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def image(svg: str) -> str:

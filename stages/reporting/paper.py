@@ -6,8 +6,8 @@ It asks for \usepackage{booktabs} and nothing else, and is plain ASCII, so that 
 import re
 import unicodedata
 
-from .board import BEST, TIED, Board, Cell, Row
 from .statistics import FEWEST
+from .table import BEST, TIED, Board, Row
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -42,15 +42,16 @@ STANDINGS = (
 
 
 def paper(boards: list[Board]) -> str:
-    """reports/paper.tex."""
-    return HEAD + "".join(map(table, boards))
+    """reports/paper.tex: a table for each modality in which there is an accuracy."""
+    return HEAD + "".join(table(b) for b in boards if b.columns)
 
 
 def table(b: Board) -> str:
     seeds = len(b.seeds)
+    alone = any(cell.estimate.half_width is None for row in b.rows for cell in row.cells.values())
     said = [rf"Frozen encoders on {escape(b.modality.data['name'])}: accuracy on test in \%"]
-    said += [SPREAD % seeds] * (seeds >= FEWEST) + [ERROR] * any(map(bracketed, b.rows))
-    parts = ["".join(f"{line(row, b)} \\\\\n" for row in rows) for rows in (b.methods, b.labelled, b.controls) if rows]
+    said += [SPREAD % seeds] * (seeds >= FEWEST) + [ERROR] * alone
+    parts = ["".join(line(row, b) for row in rows) for rows in (b.methods, b.labelled, b.controls) if rows]
     return TABLE % {
         "caption": "; ".join(said) + "." + f" {STANDINGS}." * (seeds >= FEWEST),
         "label": re.sub("[^A-Za-z0-9]", "-", b.modality.name),
@@ -60,12 +61,8 @@ def table(b: Board) -> str:
     }
 
 
-def bracketed(row: Row) -> bool:
-    return any(cell.estimate.half_width is None for cell in row.cells.values())
-
-
 def line(row: Row, b: Board) -> str:
-    return " & ".join([escape(row.entry.name), *(shown(row, measure) for measure in b.columns)])
+    return " & ".join([escape(row.name), *(shown(row, measure) for measure in b.columns)]) + " \\\\\n"
 
 
 def shown(row: Row, measure: str) -> str:
@@ -75,13 +72,9 @@ def shown(row: Row, measure: str) -> str:
     cell = row.cells[measure]
     mean = f"{cell.estimate.mean:.1f}"
     mean = rf"\textbf{{{mean}}}" if cell.standing == BEST else f"{mean}$^=$" if cell.standing == TIED else mean
-    return mean + spread(cell)
-
-
-def spread(cell: Cell) -> str:
     if cell.estimate.half_width is not None:
-        return rf" $\pm$ {cell.estimate.half_width:.1f}"
-    return "" if cell.error is None else f" ({cell.error:.1f})"
+        return rf"{mean} $\pm$ {cell.estimate.half_width:.1f}"
+    return mean if cell.error is None else f"{mean} ({cell.error:.1f})"
 
 
 def escape(text: str) -> str:

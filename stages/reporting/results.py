@@ -2,9 +2,9 @@
 
 import ast
 import csv
-import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,20 +13,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..common import settings
+from ..common.files import read_json
 from ..common.settings import InputError
 
 MISSING, UNEVALUATED, DIVERGED, COLLAPSED = "missing", "not evaluated", "diverged", "collapsed"
+OK, UNLABELLED = "ok", "unlabelled"  # the second where the data have no labels
 CONTROLS = "baselines"  # the family of the entries that are no self-supervised method
 PAPER_URL = re.compile(r"https?://(?:arxiv\.org|(?:dx\.)?doi\.org)/[^\s<>()\[\]{},;\"']+")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One entry under one seed: the contents of its three files, each empty where the file is not there (yet)."""
+    """One entry under one seed: the contents of its two files, each empty where the file is not there (yet)."""
 
     seed: int
     pretrain: dict[str, Any]
-    scores: dict[str, Any]
     evaluate: dict[str, Any]
 
     @property
@@ -35,7 +36,7 @@ class Run:
             return MISSING
         if self.pretrain["status"] == DIVERGED:
             return DIVERGED
-        return self.scores.get("status", UNEVALUATED)
+        return self.evaluate.get("status", UNEVALUATED)
 
     def value(self, measure: str) -> float | None:
         """A number of this run by its key; None where it was not measured."""
@@ -50,22 +51,20 @@ class Run:
         """
         groups = {"held_out": self.pretrain.get("held_out", {})}
         groups |= {name: self.evaluate.get(name, {}) for name in ("zero_shot", "clustering")}
-        groups |= {f"low_label {name}": found for name, found in self.evaluate.get("low_label", {}).items()}
+        groups |= {f"low_label {name}": found for name, found in self.evaluate.get("low_label_details", {}).items()}
         groups |= self.evaluate.get("retrieval", {})
         grouped = {f"{group}_{name}": value for group, values in groups.items() for name, value in values.items()}
-        found: dict[str, float] = {}
-        for results in (grouped, self.evaluate, self.pretrain, self.scores):
-            found |= {key: value for key, value in results.items() if isinstance(value, int | float)}
-        found.pop("step", None)
+        every = grouped | self.evaluate | self.pretrain
+        found = {key: value for key, value in every.items() if isinstance(value, int | float) and key != "step"}
         if {"method_parameters", "encoder_parameters"} <= found.keys():
             found["discarded_parameters"] = found["method_parameters"] - found["encoder_parameters"]
         return found
 
     @property
-    def provenance(self) -> dict[str, dict[str, Any]]:
-        """{stage: what it ran on and from}, of the stages that ran."""
-        stages = {"pretrain": self.pretrain, "evaluate": self.evaluate}
-        return {stage: results["provenance"] for stage, results in stages.items() if results}
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """{stage: what it recorded}, of the stages that ran."""
+        recorded = {"pretrain": self.pretrain, "evaluate": self.evaluate}
+        return {stage: found for stage, found in recorded.items() if found}
 
     @property
     def curve(self) -> dict[float, float]:
@@ -131,23 +130,31 @@ class Modality:
     entries: list[Entry]
     sweeps: list[Sweep]
 
+    @property
+    def runs(self) -> Iterator[tuple[Entry, Run]]:
+        return ((entry, run) for entry in self.entries for run in entry.runs)
+
 
 @dataclass(frozen=True)
 class Results:
     seeds: list[int]
-    modalities: list[Modality]
+    modalities: list[Modality]  # without those that have no entries
 
 
 def read(root: Path) -> Results:
     """Everything the report shows, from params.yaml, plan.json, metrics/ and reports/sweeps/: files that are in git.
 
-    Raises InputError when params.yaml is wrong, when plan.json is older than it, and for a file that is not JSON.
+    Raises InputError when params.yaml is wrong or names no entry of any modality, when plan.json is older than it, and
+    for a file that is not JSON.
     """
     params = settings.read(root / "params.yaml")
+    named = [name for name, benchmark in params.benchmark.items() if benchmark.methods]
+    if not named:
+        raise InputError("benchmark: no modality has an entry, so there is nothing to report; name one under `methods`")
     plan = read_json(root / "plan.json")
     if not plan:
         raise InputError(f"{root / 'plan.json'} not found; run `dvc repro plan` to write it")
-    return Results(params.seeds, [read_modality(root, name, params, plan) for name in params.benchmark])
+    return Results(params.seeds, [read_modality(root, name, params, plan) for name in named])
 
 
 def read_modality(root: Path, modality: str, params: settings.Settings, plan: dict) -> Modality:
@@ -164,50 +171,45 @@ def read_modality(root: Path, modality: str, params: settings.Settings, plan: di
 
 
 def read_entry(root: Path, modality: str, name: str, planned: dict, seeds: list[int]) -> Entry:
-    runs = []
+    folder, runs = root / "metrics" / modality / name, []
     for seed in seeds:
-        folder = root / "metrics" / modality / name / str(seed)
-        runs.append(Run(seed, *(read_shaped(folder / f"{kind}.json", shape) for kind, shape in SHAPES.items())))
+        runs.append(Run(seed, *(read_shaped(folder / stage / f"{seed}.json", SHAPES[stage]) for stage in SHAPES)))
     family, method = planned["family"], planned["method"]
     source = read_source(root, f"ssl_methods/{family}/{method}.py")
     return Entry(name, method, family, *(planned[kind] for kind in ("encoder", "hyper", "training")), source, runs)
 
 
-class Shape(BaseModel):
-    """What the report takes for granted in a run's file; whatever else is there may be anything."""
+class Recorded(BaseModel):
+    """What the report takes for granted in a run's files; whatever else is there may be anything."""
 
     model_config = ConfigDict(extra="allow")
+    status: str
+    provenance: dict[str, Any]
 
 
-class Point(Shape):
+class Point(BaseModel):
+    model_config = ConfigDict(extra="allow")
     samples: float
     loss: float
 
 
-class Pretrain(Shape):
-    status: str
-    provenance: dict[str, Any]
+class Pretrain(Recorded):
     curve: list[Point] = Field(default_factory=list)
     held_out: dict[str, Any] = Field(default_factory=dict)
 
 
-class Scores(Shape):
-    status: str
-
-
-class Evaluate(Shape):
-    provenance: dict[str, Any]
+class Evaluate(Recorded):
     zero_shot: dict[str, Any] = Field(default_factory=dict)
     clustering: dict[str, Any] = Field(default_factory=dict)
-    low_label: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    low_label_details: dict[str, dict[str, Any]] = Field(default_factory=dict)
     retrieval: dict[str, dict[str, Any]] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
 
 
-SHAPES = {"pretrain": Pretrain, "scores": Scores, "evaluate": Evaluate}
+SHAPES = {"pretrain": Pretrain, "evaluate": Evaluate}
 
 
-def read_shaped(path: Path, kind: type[Shape]) -> dict[str, Any]:
+def read_shaped(path: Path, kind: type[Recorded]) -> dict[str, Any]:
     """A run's file, empty where there is none. Raises InputError, naming it, where no stage would have written it."""
     if found := read_json(path):
         settings.parse(kind, found, str(path))
@@ -219,9 +221,8 @@ def read_source(root: Path, path: str) -> Source:
     tree = ast.parse((root / path).read_text(encoding="utf-8"))
     docstring = ast.get_docstring(tree) or ""
     url = PAPER_URL.search(docstring)
-    return Source(
-        path, docstring, first_clause(docstring), url and url.group().rstrip("."), "label" in declared_columns(tree)
-    )
+    labelled = "label" in declared_columns(tree)
+    return Source(path, docstring, first_clause(docstring), url and url.group().rstrip("."), labelled)
 
 
 def first_clause(docstring: str) -> str:
@@ -232,12 +233,9 @@ def first_clause(docstring: str) -> str:
 
 def declared_columns(tree: ast.Module) -> tuple[str, ...]:
     """The class attribute `columns` of the method in a syntax tree; empty where there is none."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            for line in node.body:
-                if isinstance(line, ast.Assign) and [ast.unparse(target) for target in line.targets] == ["columns"]:
-                    return ast.literal_eval(line.value)
-    return ()
+    lines = [line for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for line in node.body]
+    given = [line for line in lines if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "columns"]
+    return ast.literal_eval(given[0].value) if given else ()
 
 
 def read_data(planned: dict, entries: list[Entry]) -> dict[str, Any]:
@@ -255,18 +253,3 @@ def read_sweep(folder: Path, name: str) -> Sweep:
     figures = {f: folder / f"{f}.svg" for f in ("importance", "slice", "parallel")}
     figures = {f: path.read_text(encoding="utf-8") for f, path in figures.items() if path.exists()}
     return Sweep(name, study, trials, (folder / "best.yaml").read_text(encoding="utf-8"), figures)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not valid JSON ({settings.one_line(error)}): delete it and run its stage again"
-        ) from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not valid JSON (no object in it): delete it and run its stage again")
-    return found

@@ -23,14 +23,13 @@ class Schedule:
 
 def schedule(results: Results) -> Schedule:
     """The pretrainings and evaluations that recorded their clock, with a lane for each stage of each modality."""
-    found = []  # (began, ended, lane, family)
-    for modality in results.modalities:
-        for entry in modality.entries:
-            for run in entry.runs:
-                for stage, recorded in {"pretrain": run.pretrain, "evaluate": run.evaluate}.items():
-                    clock = recorded.get("clock")
-                    if clock and clock[0] <= clock[1]:  # one that was set back tells nothing
-                        found.append((*clock, f"{stage}-{modality.name}", entry.family))
+    found = [  # a clock that was set back tells nothing
+        (*clock, f"{stage}-{modality.name}", entry.family)
+        for modality in results.modalities
+        for entry, run in modality.runs
+        for stage, recorded in run.stages.items()
+        if (clock := recorded.get("clock")) and clock[0] <= clock[1]
+    ]
     bars, cuts = [], []
     zero = latest = min((began for began, *_ in found), default=0.0)  # the clock's time at 0 minutes, which cuts move
     for began, ended, lane, family in sorted(found):

@@ -1,4 +1,4 @@
-"""reports/speed.json -> tables, for the page and for Markdown."""
+"""reports/speed.json -> tables, for the page and for Markdown. A part or a number that is not in it is not shown."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .results import read_json
+from ..common.files import read_json
+from .text import NONE, number, signed
 
-PHASES = {
+PHASES = {  # of a training step
     "batch": "batch",
     "views": "views",
     "forward": "forward",
@@ -18,8 +19,6 @@ PHASES = {
     "optimizer": "optimizer",
     "after_step": "teacher, queue",
 }
-
-
 RATIOS = {
     "over_kornia": "times kornia's views",
     "over_modules": "times lightly's modules",
@@ -48,37 +47,36 @@ class Speed:
 def read(root: Path) -> Speed:
     """What reports/speed.json under `root` says, a table for each part that was measured."""
     found = read_json(root / "reports/speed.json")
-    if not found:
-        return Speed()
     parts = {"peers": peers, "methods": methods, "growth": growth, "overhead": overhead}
-    return Speed(heading(found), [make(found[part]) for part, make in parts.items() if part in found])
+    tables = [make(found[part]) for part, make in parts.items() if found.get(part)]
+    return Speed(heading(found), tables) if tables else Speed()
 
 
 def heading(found: Mapping[str, Any]) -> str:
     """The device and, where it was measured, its limit, in words."""
-    device = f"Measured on {found['device']}, in {found['precision']}, with torch {found['torch']}"
-    if "limit" not in found:
-        return f"{device}."
-    limit, prefix = found["limit"], "tera_multiply_adds_"
+    precision = f", in {found['precision']}" if "precision" in found else ""
+    torch = f", with torch {found['torch']}" if "torch" in found else ""
+    device = f"Measured on {found.get('device', 'an unknown device')}{precision}{torch}"
+    limit, prefix = found.get("limit", {}), "tera_multiply_adds_"
     peaks = [f"{value:.3g} in {key.removeprefix(prefix)}" for key, value in limit.items() if key.startswith(prefix)]
-    return (
-        f"{device}: at most {' and '.join(peaks)} of 10^12 multiply-adds a second in a matrix product, and "
-        f"{limit['copy_gigabytes']:,.0f} GB a second in a copy."
-    )
+    most = [f"{' and '.join(peaks)} of 10^12 multiply-adds a second in a matrix product"] if peaks else []
+    if "copy_gigabytes" in limit:
+        most.append(f"{limit['copy_gigabytes']:,.0f} GB a second in a copy")
+    return f"{device}: at most {', and '.join(most)}." if most else f"{device}."
 
 
 def peers(found: Mapping[str, Any]) -> Table:
     rows = [
         [
             name,
-            spread(of["ours"]),
-            *(f"{of[over]:.2f}" for over in RATIOS),
-            f"{of['products']:.0f}",
-            f"{of['phases'].get('views', 0):.1f}",
+            spread(of.get("ours")),
+            *(number(of.get(over), 2) for over in RATIOS),
+            number(of.get("products")),
+            number(of.get("phases", {}).get("views", 0), 1),
         ]
         for name, of in found.items()
     ]
-    return Table(
+    return table(
         "Beside lightly and kornia",
         "The same encoder, batch and pictures, from uint8 pictures to the next weights, in turns, each in a process of "
         "its own: our samples a second "
@@ -94,27 +92,24 @@ def peers(found: Mapping[str, Any]) -> Table:
 
 
 def methods(found: Mapping[str, Any]) -> Table:
-    counted = all(of.get("joules_per_sample") is not None for of in found.values())
     rows = [
         [
             name,
-            spread(of["samples_per_second"]),
-            f"{of['multiply_adds'] / 1e6:,.1f}",
-            f"{of['share_of_peak']:.1f}",
-            f"{of['products']:.0f}",
-            *(f"{of['phases'].get(phase, 0):.0f}" for phase in PHASES),
-            *([f"{1e3 * of['joules_per_sample']:,.1f}"] if counted else []),
+            spread(of.get("samples_per_second")),
+            number(of["multiply_adds"] / 1e6 if of.get("multiply_adds") else None, 1),
+            number(of.get("share_of_peak"), 1),
+            number(of.get("products")),
+            *(number(of.get("phases", {}).get(phase, 0)) for phase in PHASES),
         ]
         for name, of in found.items()
     ]
-    return Table(
+    return table(
         "Where a step's time goes",
         "Samples a second (lowest and highest turn); millions of multiply-adds a sample in training, and how many of "
         "those a second, in percent of what a large matrix product does; the share of convolutions and matrix products "
         "in the time of a step, and that of each phase.",
         ["entry", "samples/s", "M multiply-adds", "% of a product", "products, %"]
-        + [f"{phase}, %" for phase in PHASES.values()]
-        + ["mJ a sample"] * counted,
+        + [f"{phase}, %" for phase in PHASES.values()],
         rows,
     )
 
@@ -125,7 +120,7 @@ def growth(found: Mapping[str, Any]) -> Table:
             name,
             ", ".join(f"{point['at']:,}" for point in points),
             ", ".join(f"{1e6 * point['seconds']:,.0f}" for point in points),
-            f"{exponent(points):+.2f}".replace("-", "\N{MINUS SIGN}"),
+            signed(exponent(points), 2),
         ]
         for name, points in found.items()
     ]
@@ -144,16 +139,25 @@ def exponent(points: Sequence[Mapping[str, float]]) -> float:
 
 
 def overhead(found: Mapping[str, Any]) -> Table:
-    rows = [[f"import of stages.{stage}", f"{seconds:.1f} s"] for stage, seconds in found["import"].items()]
-    rows.append(["the stage that pretrains `untrained`, which takes no steps", f"{found['nothing']:.1f} s"])
-    for of in found["dvc"]:
+    rows = [[f"import of stages.{stage}", f"{seconds:.1f} s"] for stage, seconds in found.get("import", {}).items()]
+    if "nothing" in found:
+        rows.append(["the stage that pretrains `untrained`, which takes no steps", f"{found['nothing']:.1f} s"])
+    for of in found.get("dvc", []):
         rows += [[f"`dvc {verb}`, {of['at']} stages, none to run", f"{of[verb]:.1f} s"] for verb in ("repro", "status")]
-    rows.append(["waiting for MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.2f} %"])
-    rows.append(["saving its checkpoints, of a long one", f"{found['checkpoints']:.2f} %"])
-    rows += [[f"main memory, at most, of {what}", f"{size:,.0f} MB"] for what, size in found["memory"].items()]
+    if "tracking" in found:
+        rows.append(["waiting for MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.2f} %"])
+    if "checkpoints" in found:
+        rows.append(["saving its checkpoints, of a long one", f"{found['checkpoints']:.2f} %"])
+    rows += [[f"main memory, at most, of {what}", f"{mb:,.0f} MB"] for what, mb in found.get("memory", {}).items()]
     return Table("Around the work", "Times are the least of three.", ["what", "takes"], rows)
 
 
-def spread(speed: Mapping[str, float]) -> str:
+def table(title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Without the columns in which nothing was measured."""
+    shown = [place for place in range(len(header)) if any(row[place] != NONE for row in rows)]
+    return Table(title, note, [header[at] for at in shown], [[row[at] for at in shown] for row in rows])
+
+
+def spread(speed: Mapping[str, float] | None) -> str:
     """As in 1,204 (1,190 to 1,220)."""
-    return f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})"
+    return f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})" if speed else NONE

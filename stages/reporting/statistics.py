@@ -99,7 +99,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if n < FEWEST:
         return Estimate(mean, None, None, n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * standard_error(values))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
 
 
@@ -110,11 +110,10 @@ def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> E
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment of m p-values, in the order given."""
-    adjusted, floor = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        floor = max(floor, min(1.0, (len(ps) - rank) * ps[index]))
-        adjusted[index] = floor
-    return adjusted
+    order = np.argsort(ps, kind="stable")
+    adjusted = np.empty(len(ps))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(ps), 0, -1) * np.array(ps, float)[order]))
+    return adjusted.tolist()
 
 
 def against(
@@ -274,8 +273,3 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of the angle between vectors along the last axis; NaN where one has no length."""
     with np.errstate(invalid="ignore"):
         return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of (n,) values, n > 1."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
