@@ -145,10 +145,7 @@ def overhead(found: Mapping[str, Any]) -> Table:
     for of in found.get("dvc", []):
         rows += [[f"`dvc {verb}`, {of['at']} stages, none to run", f"{of[verb]:.1f} s"] for verb in ("repro", "status")]
     if "tracking" in found:
-        rows.append(["waiting for MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.2f} %"])
-    if "checkpoints" in found:
-        rows.append(["saving its checkpoints, of a long one", f"{found['checkpoints']:.2f} %"])
-    rows += [[f"main memory, at most, of {what}", f"{mb:,.0f} MB"] for what, mb in found.get("memory", {}).items()]
+        rows.append(["writing an entry into MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.2f} %"])
     return Table("Around the work", "Times are the least of three.", ["what", "takes"], rows)
 
 
