@@ -74,7 +74,7 @@ def section(board: Board) -> dict[str, Any]:
         "board": board,
         "summary": summary(board),
         "width": len(found["accuracy"] | found["health"] | found["cost"]) + 4,
-        "groups": [group for group, shown in found.items() if shown],
+        "groups": [group for group, shown in found.items() if shown] or ["accuracy"],
         "families": [family for family in figures.COLOURS if family in families],
         "scales": scales,
         "quantities": quantities,

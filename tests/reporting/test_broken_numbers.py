@@ -4,8 +4,9 @@ import re
 import sys
 
 import pytest
-import test_faults
-from test_faults import Untracked
+
+from tests.pipeline import test_faults
+from tests.pipeline.test_faults import Untracked
 
 LATE = 24  # of 45 steps (15 epochs of 3 batches), the first whose `progress` is above a half
 FAULTY = '''

@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
-from test_page import enrich, rendered
-from test_report import HOSTILE, TABLE, write_results
+
+from tests.reporting.test_page import enrich, rendered
+from tests.reporting.test_report import HOSTILE, TABLE, write_results
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
 
@@ -109,10 +110,10 @@ def test_columns_come_in_groups(visit):
     tab = visit()
     shown = tab.locator(".board thead th:visible")
     assert "gain" in shown.all_inner_texts()
-    assert "seconds" not in shown.all_inner_texts()
+    assert "CPU-seconds" not in shown.all_inner_texts()
     tab.locator("[data-columns=cost]").click()
     assert "gain" not in shown.all_inner_texts()
-    assert {"method", "seconds", "status"} <= set(shown.all_inner_texts())
+    assert {"method", "CPU-seconds", "status"} <= set(shown.all_inner_texts())
 
 
 @pytest.mark.parametrize("name", ["moco", HOSTILE])
@@ -184,5 +185,5 @@ def test_what_is_printed_is_black_on_white_and_has_no_buttons(visit):
 
 def test_without_scripts_everything_is_there(visit):
     tab = visit(java_script_enabled=False)
-    assert {"gain", "seconds", "effective rank"} <= set(tab.locator(".board thead th:visible").all_inner_texts())
+    assert {"gain", "CPU-seconds", "effective rank"} <= set(tab.locator(".board thead th:visible").all_inner_texts())
     assert tab.locator(".scripted:visible").count() == 0

@@ -15,20 +15,21 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
-from test_methods import small
-from test_report import HOSTILE, TABLE, write_json, write_results
 
 from ssl_methods import Method
 from ssl_methods.encoders.convolutional import ResNet
 from ssl_methods.encoders.transformers import patchify
 from ssl_methods.modalities import image
-from stages import pretrain
 from stages.reporting import figures, markdown, page, speed_report
-from stages.reporting.board import board
 from stages.reporting.results import Run, read
 from stages.reporting.schedule import schedule
 from stages.reporting.statistics import Correlation
+from stages.reporting.table import board
+from stages.reporting.text import NONE, correlation
 from stages.training import panels
+from stages.training.loop import build_method
+from tests.methods.test_methods import small
+from tests.reporting.test_report import HOSTILE, TABLE, write_json, write_results
 
 CLASSES = list("abcdefghi")
 WEBP = "UklGRhgAAABXRUJQVlA4TAwAAAAvAAAAAAfQ//73v/8BiOh/AAA="  # one white pixel
@@ -45,8 +46,8 @@ def plain(tmp_path_factory):
     """The page of results without anything to look at."""
     root = tmp_path_factory.mktemp("plain")
     write_results(root)
-    for file in (root / "metrics").rglob("evaluate.json"):
-        write_json(file, json.loads(file.read_text()) | {"low_label": {}})
+    for file in measured(root, "evaluate"):
+        write_json(file, json.loads(file.read_text()) | {"low_label_details": {}})
     return rendered(root)
 
 
@@ -66,29 +67,30 @@ def rich(rich_root):
 def enrich(root):
     """Adds all that runs may record for people to look at, to every run that has a result."""
     for row, name in enumerate(TABLE):
-        for folder in sorted((root / "metrics/image" / name).iterdir()):
-            seed = int(folder.name)
-            scores, pretrain, evaluate = (
-                json.loads((folder / f"{kind}.json").read_text()) for kind in ("scores", "pretrain", "evaluate")
+        folder = root / "metrics/image" / name
+        for file in sorted(folder.glob("evaluate/*.json")):
+            seed = int(file.stem)
+            pretrain, evaluate = (
+                json.loads((folder / f"{s}/{file.name}").read_text()) for s in ("pretrain", "evaluate")
             )
-            if scores["linear"] is None:
+            if evaluate["linear"] is None:
                 continue
             random = np.random.default_rng([row, seed])
             angles = np.arange(90) / 90 * 2 * np.pi
-            pretrain["clock"] = [1000 * row + 300 * seed, 1000 * row + 300 * seed + 60]
+            pretrain["clock"] = [1000 * row + 20 * seed, 1000 * row + 20 * seed + 60]  # seeds side by side
             evaluate["map"] = {"x": np.cos(angles).round(2).tolist(), "y": np.sin(angles).round(2).tolist()}
             evaluate["map"]["label"] = [i // 10 for i in range(90)]
             evaluate["confusion"] = random.multinomial(40, np.full(9, 1 / 9), 9).tolist()
             evaluate["neighbours"] = {"webp": WEBP, "queries": 6}
-            evaluate["low_label"] = {
-                "1 per class": {"accuracy": scores["linear"] / 2 + seed, "draws": [], "rows": 9},
-                "10 %": {"accuracy": scores["linear"] - 5, "draws": [], "rows": 846},
+            evaluate["low_label_details"] = {
+                "1 per class": {"accuracy": evaluate["linear"] / 2 + seed, "draws": [], "rows": 9},
+                "10 %": {"accuracy": evaluate["linear"] - 5, "draws": [], "rows": 846},
             }
             pretrain["views"] = {"webp": WEBP, "rows": ["picture", "view 1"]}
             for point in pretrain["curve"]:
                 point["effective_rank"] = 10 + point["step"] / 100
-            write_json(folder / "pretrain.json", pretrain)
-            write_json(folder / "evaluate.json", evaluate)
+            write_json(folder / f"pretrain/{seed}.json", pretrain)
+            write_json(file, evaluate)
 
 
 # What a method sees
@@ -121,7 +123,7 @@ def data(tmp_path, pictures):
 
 
 def built(params, name, **hyper):
-    return pretrain.build_method(small(params.entry("image", name), **hyper), {"size": 16, "classes": 2}, seed=0).eval()
+    return build_method(small(params.entry("image", name), **hyper), {"size": 16, "classes": 2}, seed=0).eval()
 
 
 def tiles(webp, rows):
@@ -206,9 +208,10 @@ def test_names_cover_neither_points_nor_names(count):
 
 
 def test_points_are_told_by_their_titles():
-    drawn = figures.scatter([figures.Point("a<b>&", "masked", 12.4, 54.25, 53, 55)], [], {}, "probe")
-    assert "<title>a&lt;b&gt;&amp;: 54.2 % in 12 s</title>" in drawn
-    assert 'id="told' not in drawn
+    drawn = figures.scatter([figures.Point("a<b>&", "masked", 12.4, 54.25, 53, 55)], [], {}, "probe", "CPU-seconds")
+    assert "<title>a&lt;b&gt;&amp;: 54.2 % in 12 CPU-seconds</title>" in drawn
+    assert "CPU-seconds of pretraining" in drawn
+    assert 'id="title' not in drawn
 
 
 def test_lines_of_text_stand_apart():
@@ -232,14 +235,15 @@ def test_the_distance_of_a_point_from_a_box():
 
 
 def row_of(*evaluations, pretrain=()):
-    runs = [Run(seed, {}, {}, evaluate) for seed, evaluate in enumerate(evaluations)]
-    runs = runs or [Run(seed, found, {}, {}) for seed, found in enumerate(pretrain)]
+    runs = [Run(seed, {}, evaluate) for seed, evaluate in enumerate(evaluations)]
+    runs = runs or [Run(seed, found, {}) for seed, found in enumerate(pretrain)]
     return SimpleNamespace(entry=SimpleNamespace(runs=runs, family="masked"))
 
 
 def test_few_labels_are_averaged_over_seeds():
     found = [
-        {"low_label": {"1 %": {"accuracy": a, "rows": 84}, "10 %": {"accuracy": a + 9, "rows": 846}}} for a in (30, 34)
+        {"low_label_details": {"1 %": {"accuracy": a, "rows": 84}, "10 %": {"accuracy": a + 9, "rows": 846}}}
+        for a in (30, 34)
     ]
     assert page.means_by_labels(row_of(*found, {})) == {84: 32.0, 846: 41.0}
 
@@ -294,9 +298,9 @@ def test_what_stands_in_backticks_is_code():
 
 
 def test_correlations_are_signed():
-    assert page.correlation(Correlation(0.814, 0.6, 0.93)) == "+0.81 (+0.60 to +0.93)"
-    assert page.correlation(Correlation(-0.001, None, None)) == "+0.00"
-    assert page.correlation(None) == page.NONE
+    assert correlation(Correlation(0.814, 0.6, 0.93)) == "+0.81 (+0.60 to +0.93)"
+    assert correlation(Correlation(-0.001, None, None)) == "+0.00"
+    assert correlation(None) == NONE
 
 
 # The page
@@ -395,10 +399,10 @@ def clocks(**runs):
 
     def run(*stages):
         known = ({} if clock is None else {"clock": clock} for clock in stages)
-        return SimpleNamespace(**dict(zip(("pretrain", "evaluate"), known, strict=True)))
+        return Run(0, *known)
 
-    entries = [SimpleNamespace(family=name, runs=[run(*stages)]) for name, stages in runs.items()]
-    return SimpleNamespace(modalities=[SimpleNamespace(name="image", entries=entries)])
+    made = [(SimpleNamespace(family=name), run(*stages)) for name, stages in runs.items()]
+    return SimpleNamespace(modalities=[SimpleNamespace(name="image", runs=made)])
 
 
 def test_a_schedule_leaves_idle_time_out():
@@ -420,6 +424,16 @@ def test_a_run_within_another_ends_no_work():
     found = schedule(clocks(masked=((0, 600), None), pretext=((60, 120), (640, 700))))
     assert found.cuts == []
     assert found.minutes == pytest.approx(700 / 60)
+
+
+def test_bars_of_seeds_side_by_side_do_not_cover_each_other():
+    bars = [
+        figures.Bar("pretrain-image", "masked", start, end) for start, end in ((0, 3), (0, 2), (1, 4), (2, 5), (3, 6))
+    ]
+    assert figures.packed(bars) == [0, 1, 2, 1, 0]
+    drawn = figures.gantt(bars, [])
+    heights = {tuple(re.findall(r"[-\d.]+ ([-\d.]+)", path)[:2]) for path in re.findall(r'd="(M [^"]*z)', drawn)}
+    assert len(heights) >= 3  # three rows of bars
 
 
 def test_no_clock_is_no_schedule(plain):

@@ -14,9 +14,11 @@ from scipy import stats
 from stages import report
 from stages.common.settings import InputError
 from stages.reporting import statistics
-from stages.reporting.board import BEST, COST, HEALTH, MEASURES, TIED, board, minutes, summary
 from stages.reporting.paper import escape
+from stages.reporting.quantities import COST, HEALTH, MEASURES
 from stages.reporting.results import first_clause, read
+from stages.reporting.summary import minutes, summary
+from stages.reporting.table import BEST, TIED, board
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert('1')</script>|`$x$"
@@ -72,6 +74,11 @@ def written(root):
     return {path.name: path.read_text() for path in (root / "reports").glob("*.*")}
 
 
+def measured(root, stage):
+    """The files of all runs. (A hostile name has a slash.)"""
+    return sorted(path for path in (root / "metrics").rglob("*.json") if path.parent.name == stage)
+
+
 def table_of(root):
     results = read(root)
     return board(results.modalities[0], results.seeds)
@@ -120,7 +127,7 @@ def write_results(root, seeds=SEEDS, entries=tuple(TABLE)):
     for row, name in enumerate(TABLE):
         for seed in seeds:
             if name in entries and (name, seed) != MISSING:
-                write_run(root / "metrics/image" / name / str(seed), name, seed, row)
+                write_run(root / "metrics/image" / name, name, seed, row)
     write_sweep(root / "reports/sweeps/image/simclr")
     (root / "README.md").write_text("# Title\n\n<!-- results image -->\nold\n<!-- /results image -->\n\nThe end.\n")
 
@@ -145,7 +152,8 @@ def write_run(folder, name, seed, row):
     }
     provenance |= {"precision": "bfloat16", "versions": {"python": "3.11.2", "torch": "2.14.1"}}
     status = "diverged" if diverged else "collapsed" if collapsed else "ok"
-    write_json(folder / "pretrain.json", {
+    write_json(folder / f"pretrain/{seed}.json", {
+        "key": f"{row:06x}{seed:06x}",
         "held_out": {"loss": 1.5, "nats": 2.0 + seed, "unigram": 7.0, "next": 0.75} if name == "mae" else {},
         "said": ["an <em>odd</em> sentence"] if name == "mae" else [],
         "panel": None if name != "autoencoder" else {"shows": ["output", "truth"], "webp": "UklGRg=="},
@@ -168,18 +176,15 @@ def write_run(folder, name, seed, row):
         heights, chosen = {"features": linear}, "features"
     errors |= {"depths": heights, "choices": {"depth": chosen}}
     errors |= {"clustering": {"nmi": linear / 3, "ari": 5.0, "accuracy": 20.0}, "finetune_error": 0.9}
-    errors |= {"low_label": {"1 %": {"accuracy": linear - 20, "draws": [linear - 21, linear - 19], "rows": 85}}}
+    errors |= {"low_label_details": {"1 %": {"accuracy": linear - 20, "draws": [linear - 21, linear - 19], "rows": 85}}}
     errors |= {"symptom": "effective rank 1.2 is below 1.5" if collapsed else None}
     if name in ("pca", "mae"):
         errors["retrieval"] = {"sound to film": {"r1": row + seed, "chance_r1": 1.25}}
         errors["zero_shot"] = {"accuracy": 30.0 + row + seed, "majority": 19.25}
     scores = dict.fromkeys(scores) if diverged else scores
     data = {"classes": list("abcdefghi"), "rows": {"train": 8464, "validation": 1814, "test": 1814}}
-    write_json(folder / "scores.json", {"status": status, **scores})
-    write_json(
-        folder / "evaluate.json",
-        {"status": status, "provenance": provenance, "data": data, "seconds": 7.0} | (errors if not diverged else {}),
-    )
+    found = {"status": status, **scores, "provenance": provenance, "data": data, "seconds": 7.0}
+    write_json(folder / f"evaluate/{seed}.json", found | (errors if not diverged else {}))
 
 
 def write_sweep(folder):
@@ -197,6 +202,14 @@ def write_sweep(folder):
 def write_json(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def unlabel(root):
+    """As if the data had no labels."""
+    for path in measured(root, "evaluate"):
+        found = json.loads(path.read_text()) | dict.fromkeys(MEASURES)
+        status = "unlabelled" if found["status"] == "ok" else found["status"]
+        write_json(path, found | {"low_label_details": {}, "clustering": {}, "status": status})
 
 
 # The table
@@ -239,7 +252,7 @@ def test_summary_says_who_is_better_than_untrained(root):
     assert sentence.startswith("Of 6 methods beside their untrained encoder, all are shown to be better than it; ")
     for seed, (far, near) in enumerate([(30.0, 50.0), (30.1, 64.0), (30.2, 57.0)]):
         for name, linear in (("moco", far), ("autoencoder", near)):
-            path = root / f"metrics/image/{name}/{seed}/scores.json"
+            path = root / f"metrics/image/{name}/evaluate/{seed}.json"
             write_json(path, json.loads(path.read_text()) | {"linear": linear})
     table = table_of(root)
     median = np.median([table.row(name).gain.mean for name in RANKED])
@@ -276,7 +289,7 @@ def test_finetuning_is_worth_what_it_adds_to_the_same_network_from_scratch(table
 
 def test_what_fine_tunes_worse_than_from_scratch_is_named(tmp_path):
     write_results(tmp_path, entries=["untrained", "simclr", "moco"])
-    for file in (tmp_path / "metrics/image/moco").rglob("scores.json"):
+    for file in (tmp_path / "metrics/image/moco/evaluate").iterdir():
         scores = json.loads(file.read_text())
         write_json(file, scores | {"finetune": scores["finetune"] - 30})
     (said,) = [said for said in summary(table_of(tmp_path)) if said.startswith("Fine-tuned with all labels, simclr")]
@@ -310,14 +323,16 @@ def test_surprises(root):
     assert (
         "Methods are ordered the wrong way round by alignment (Spearman \N{MINUS SIGN}1.00, the reverse order)." in said
     )
-    assert not [sentence for sentence in said if sentence.startswith(("Controls above", "Rank by"))]
+    assert not [sentence for sentence in said if sentence.startswith(("Controls above", "Places by"))]
     for seed in SEEDS:
         for name, change in (("pca", {"knn": 99.5}), ("mae", {"knn": 90.0}), ("simclr", {"knn": 10.0 + seed})):
-            path = root / f"metrics/image/{name}/{seed}/scores.json"
+            path = root / f"metrics/image/{name}/evaluate/{seed}.json"
             write_json(path, json.loads(path.read_text()) | change)
     said = summary(table_of(root))
     assert "Controls above the leader by k-NN: pca (99.5 %)." in said
-    (moved,) = [sentence for sentence in said if sentence.startswith("Rank by k-NN and by linear probe differ by more")]
+    (moved,) = [
+        sentence for sentence in said if sentence.startswith("Places by k-NN and by linear probe differ by more")
+    ]
     assert "simclr (6 instead of 1)" in moved
 
 
@@ -341,11 +356,9 @@ def test_only_columns_that_were_measured_are_shown(table, files):
 
 def test_results_without_the_later_measures(root):
     """Those of an older run: nothing is made of what was not measured."""
-    for path in root.rglob("scores.json"):
-        kept = ("status", "linear", "linear_depth", "knn", "effective_rank", "features")
-        write_json(path, {key: value for key, value in json.loads(path.read_text()).items() if key in kept})
-    for path in root.rglob("evaluate.json"):
-        later = ("clustering", "low_label", "symptom", "finetune_error")
+    later = {"clustering", "low_label", "low_label_details", "symptom", "finetune", "transfer"}
+    later |= {"lidar", "alignment", "uniformity", "dead"}
+    for path in measured(root, "evaluate"):
         write_json(path, {key: value for key, value in json.loads(path.read_text()).items() if key not in later})
     report.main(root)
     table = table_of(root)
@@ -384,15 +397,15 @@ def test_what_runs_took_is_told_in_minutes(seconds, words):
 
 
 def test_summary_names_the_leader_and_the_budget(root, table):
-    words, files = summary(table), [json.loads(f.read_text()) for f in (root / "metrics").rglob("pretrain.json")]
+    words, files = summary(table), [json.loads(f.read_text()) for f in measured(root, "pretrain")]
     trained = sum(found["seconds"] for found in files) / 60
-    evaluated = 7 * len(list((root / "metrics").rglob("evaluate.json"))) / 60
+    evaluated = 7 * len(measured(root, "evaluate")) / 60
     assert words[0].startswith("By linear probe, simclr leads with 6")
     assert words[0].endswith("; moco cannot be told apart from it.")
     assert words[-1] == (
         "Every self-supervised run saw 76,800 samples of emoji (9 classes, 8,464 rows in train, 1,814 rows in "
         "validation and 1,814 rows in test), under seeds 0, 1 and 2; "
-        f"in all, {trained:.0f} minutes of pretraining and {evaluated:.0f} minutes of evaluation."
+        f"in all, {trained:.0f} CPU-minutes of pretraining and {evaluated:.0f} CPU-minutes of evaluation."
     )
 
 
@@ -425,8 +438,9 @@ def test_the_depth_that_validation_chose_is_named(table, files):
 
 
 def test_a_run_can_diverge_in_evaluation(root):
-    scores = root / "metrics/image/moco/0/scores.json"
-    write_json(scores, {"status": "diverged", "linear": None, "knn": None})
+    path = root / "metrics/image/moco/evaluate/0.json"
+    kept = {key: json.loads(path.read_text())[key] for key in ("provenance", "data", "seconds")}
+    write_json(path, {"status": "diverged", "linear": None, "knn": None, **kept})
     assert table_of(root).row("moco").status == "1 diverged (features are not finite), 2 ok"
 
 
@@ -455,8 +469,7 @@ def test_nothing_run_yet(tmp_path):
 
 
 def test_without_labels_nothing_is_ranked(root):
-    for path in root.rglob("scores.json"):
-        write_json(path, json.loads(path.read_text()) | dict.fromkeys(MEASURES))
+    unlabel(root)
     report.main(root)
     table = table_of(root)
     assert (table.leaders, table.columns, table.agreement, table.pareto) == ({}, {}, {}, [])
@@ -465,8 +478,9 @@ def test_without_labels_nothing_is_ranked(root):
 
 
 def test_what_lies_around_is_not_read(root):
-    write_run(root / "metrics/image/forgotten/0", "simclr", 0, 99)
-    write_run(root / "metrics/image/simclr/7", "simclr", 7, 99)
+    write_run(root / "metrics/image/forgotten", "simclr", 0, 99)
+    write_run(root / "metrics/image/simclr", "simclr", 7, 99)
+    write_json(root / "metrics/image/simclr.json", {"linear": 1.0})  # the summary for `dvc metrics show`
     table = table_of(root)
     assert "forgotten" not in [row.entry.name for row in table.rows]
     assert table.row("simclr").cells["linear"].estimate.n == 3
@@ -487,8 +501,7 @@ def section(text, title):
 
 def test_cells_of_failed_runs_are_explicit(root):
     for seed in SEEDS:
-        (root / f"metrics/image/moco/{seed}/scores.json").unlink()
-        (root / f"metrics/image/moco/{seed}/evaluate.json").unlink()
+        (root / f"metrics/image/moco/evaluate/{seed}.json").unlink()
     report.main(root)
     files = written(root)
     lines = {line.split("]")[0].removeprefix("| ["): line for line in section(files["README.md"], "Accuracy")}
@@ -509,7 +522,7 @@ def test_markdown_tables_are_whole(files, table):
     place = table.row("simclr").cells["linear"].place
     assert f"| {place.mean:.1f} ({place.low} to {place.high}) |" in simclr
     lidar = next(line for line in section(files["README.md"], "Agreement with the linear probe") if "LiDAR" in line)
-    assert lidar == "| LiDAR | higher | 6 | 1.00 | 1.00 |"
+    assert lidar == "| LiDAR | higher | 6 | +1.00 | +1.00 |"
 
 
 def test_standing_in_the_leaderboard(files, table):
@@ -636,7 +649,7 @@ def test_page_shows_sweeps_sources_and_provenance(files):
     assert '<a href="https://arxiv.org/abs/2002.05709">paper</a>' in text
     assert '<span class="idea">SIMCLR: what it does</span>' in text
     assert "<td>python 3.11.2, torch 2.14.1</td><td><code>c0nf00000004</code></td>" in text
-    assert "<code>tags.modality = 'image' and tags.entry = 'simclr'</code>" in text
+    assert "<code>tags.entry = 'simclr' and tags.kind = 'seed'</code>" in text
 
 
 def test_tables_to_compute_with(files, table):
@@ -697,19 +710,110 @@ def test_readme_without_markers_is_left_alone(root):
 def test_this_repositorys_readme_holds_its_results():
     """A number in the README comes from a result file."""
     readme = ROOT / "README.md"
-    if not (ROOT / "metrics").exists() or not readme.exists() or "<!-- results" not in readme.read_text():
+    if not measured(ROOT, "evaluate") or not readme.exists() or "<!-- results" not in readme.read_text():
         pytest.skip("no results yet")
     results = read(ROOT)
+    assert results.modalities
     for modality in results.modalities:
         assert report.readme_table(board(modality, results.seeds)) in readme.read_text()
+
+
+# Any subset
+
+
+def leave_out(root, **changes):
+    """Changes the blocks of `benchmark` in params.yaml."""
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["benchmark"] |= changes
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_a_modality_without_entries_is_mentioned_nowhere(root, files):
+    readme = (root / "README.md").read_text()
+    (root / "README.md").write_text(f"{readme}<!-- results text -->\nold\n<!-- /results text -->\n")
+    leave_out(root, text={"data": "emoji", "training": "laptop", "methods": [], "sweeps": ["simclr"]})
+    plan = json.loads((root / "plan.json").read_text())
+    write_json(root / "plan.json", plan | {"pretrain": plan["pretrain"] | {"text": {}}})
+    report.main(root)
+    assert written(root) == files  # as if there had never been one
+    text = (root / "README.md").read_text()
+    assert text.endswith("<!-- results text -->\n<!-- /results text -->\n")
+    assert "| [simclr]" in text
+
+
+def test_no_modality_at_all_is_one_clear_line(root):
+    leave_out(root, image={"data": "emoji", "training": "laptop", "methods": []})
+    with pytest.raises(InputError, match=r"^benchmark: no modality has an entry.*name one under `methods`$"):
+        report.main(root)
+
+
+@pytest.mark.parametrize("entry", ["simclr", "untrained", "supervised"])
+def test_a_single_entry(entry, tmp_path):
+    write_results(tmp_path, entries=[entry])
+    report.main(tmp_path)
+    files, said = written(tmp_path), summary(table_of(tmp_path))
+    assert len(section(files["README.md"], "Accuracy")) == 3
+    assert said[0].endswith(": no other is ranked." if entry == "simclr" else "so nothing is ranked.")
+    assert "Differences from the best" not in files["index.html"]
+    assert "Agreement with" not in files["README.md"].split("## How")[0]
+
+
+def test_one_seed_has_no_interval_and_no_column_of_dashes(tmp_path):
+    write_results(tmp_path, seeds=[0])
+    report.main(tmp_path)
+    files = written(tmp_path)
+    tables, page = files["README.md"].split("## How")[0], files["index.html"]
+    assert "±" not in tables
+    assert "interval" not in tables.split("Agreement")[0]
+    assert "### Standing" not in tables
+    assert 'data-label="gain"' in page
+    assert 'data-label="place"' not in page
+    assert "Differences from the best" not in page
+
+
+def test_a_status_is_shown_where_one_is_not_ok(tmp_path, files):
+    assert "| status |" in files["README.md"]
+    assert 'data-label="status"' in files["index.html"]
+    write_results(tmp_path, entries=["untrained", "simclr", "moco"])
+    report.main(tmp_path)
+    assert "| status |" not in (tmp_path / "README.md").read_text() + written(tmp_path)["README.md"]
+    assert 'data-label="status"' not in written(tmp_path)["index.html"]
+
+
+def test_data_without_labels_are_reported_by_their_health(root):
+    unlabel(root)
+    report.main(root)
+    files = written(root)
+    assert 'data-show="health"' in files["index.html"]
+    assert "tabular" not in files["paper.tex"]
+    assert "| method | family | effective rank | CPU-seconds | status |" in (root / "README.md").read_text()
+    assert len(files["leaderboard.csv"].splitlines()) == len(files["agreement.csv"].splitlines()) == 1  # their headings
+
+
+def test_without_sweeps_there_is_no_section_of_them(tmp_path):
+    write_results(tmp_path, entries=["untrained", "moco", "mae"])
+    leave_out(tmp_path, image={"data": "emoji", "training": "laptop", "methods": ["untrained", "moco", "mae"]})
+    report.main(tmp_path)
+    assert "sweep" not in written(tmp_path)["index.html"].lower()
+
+
+def test_seconds_of_a_gpu_are_seconds(root):
+    assert table_of(root).seconds == "CPU-seconds"
+    for path in measured(root, "pretrain"):
+        found = json.loads(path.read_text())
+        write_json(path, found | {"provenance": found["provenance"] | {"device": "cuda: H200"}})
+    report.main(root)
+    files = written(root)
+    assert "CPU-" not in re.sub("CPU-seconds are those of all threads", "", files["README.md"] + files["index.html"])
+    assert "| method | seconds | samples/s |" in files["README.md"]
 
 
 # Mistakes
 
 
 def test_broken_result_is_named(root):
-    (root / "metrics/image/simclr/0/scores.json").write_text("{")
-    with pytest.raises(InputError, match=r"simclr/0/scores\.json is not valid JSON"):
+    (root / "metrics/image/simclr/evaluate/0.json").write_text("{")
+    with pytest.raises(InputError, match=r"simclr/evaluate/0\.json is not valid JSON"):
         report.main(root)
 
 
