@@ -145,7 +145,7 @@ def overhead(found: Mapping[str, Any]) -> Table:
     for of in found.get("dvc", []):
         rows += [[f"`dvc {verb}`, {of['at']} stages, none to run", f"{of[verb]:.1f} s"] for verb in ("repro", "status")]
     if "tracking" in found:
-        rows.append(["writing an entry into MLflow, of the stage that pretrains `simclr`", f"{found['tracking']:.2f} %"])
+        rows.append(["writing an entry into MLflow, of `simclr`'s pretraining", f"{found['tracking']:.2f} %"])
     return Table("Around the work", "Times are the least of three.", ["what", "takes"], rows)
 
 
