@@ -29,7 +29,7 @@ from stages.reporting.text import NONE, correlation
 from stages.training import panels
 from stages.training.loop import build_method
 from tests.methods.test_methods import small
-from tests.reporting.test_report import HOSTILE, TABLE, write_json, write_results
+from tests.reporting.test_report import HOSTILE, TABLE, measured, write_json, write_results
 
 CLASSES = list("abcdefghi")
 WEBP = "UklGRhgAAABXRUJQVlA4TAwAAAAvAAAAAAfQ//73v/8BiOh/AAA="  # one white pixel
