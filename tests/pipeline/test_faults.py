@@ -97,7 +97,7 @@ def begun(project: Project) -> Iterator[subprocess.Popen]:
 
 def complaint(said: str) -> str:
     """The only line of stderr that is no progress."""
-    [line] = [line for line in said.splitlines() if not line.startswith("pretrain image byol: ")]
+    [line] = [line for line in said.splitlines() if not line.startswith(("pretrain image byol: ", "byol 0: ok"))]
     return line
 
 
