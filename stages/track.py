@@ -9,8 +9,10 @@ from .tracking import runs, store
 
 def main() -> None:
     runs.write_all()
-    for line in store.pages():
-        print(line)
+    if store.available():
+        print("`mlflow ui` shows it:")
+        for name, link in store.pages().items():
+            print(f"  {name}: {link}")
 
 
 if __name__ == "__main__":

@@ -89,9 +89,9 @@ class Entry:
         found = {**numbers(pretrained), **measures, **held_out}
         run.metrics = {name: value for name, value in found.items() if name not in ("loss", "step")}  # it has a curve
         pictures = {name: found["webp"] for name in PICTURES if (found := pretrained[name])}
-        run.pictures = {f"{name}.webp": base64.b64decode(picture) for name, picture in pictures.items()}
+        run.files = {f"{name}.webp": base64.b64decode(picture) for name, picture in pictures.items()}
         encoder = Path("models", self.modality, self.name, seed, "encoder.safetensors")
-        run.files = [encoder] if encoder.exists() else []
+        run.files |= {encoder.name: encoder} if encoder.exists() else {}
         return run
 
 
@@ -177,8 +177,8 @@ def config_of(planned: Mapping[str, Any]) -> str:
 
 def params_of(planned: Mapping[str, Any]) -> dict[str, str]:
     """An entry's settings under their plain names; those of its encoder after `encoder.`."""
-    encoder = {f"encoder.{key}": value for key, value in planned["encoder"].items()}
-    params = {**planned["training"], **planned["hyper"], **encoder, "encoder": encoder.pop("encoder.name")}
+    encoder = {"encoder" if key == "name" else f"encoder.{key}": value for key, value in planned["encoder"].items()}
+    params = {**planned["training"], **planned["hyper"], **encoder}
     params |= {"method": planned["method"], "family": planned["family"]}
     return {key: str(value) for key, value in params.items() if value is not None}
 

@@ -16,19 +16,21 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 OFF = "off"
-PATIENCE = 60.0  # seconds to wait for another process that writes; it takes a few
-VIEW = "table"  # names the columns below, in the link of `page`
 COLUMNS = [
-    *(f"metrics.`{name}`" for name in ("linear", "linear_ci95", "knn", "finetune", "effective_rank", "seconds")),
+    *(f"metrics.`{name}`" for name in ("linear", "linear_ci95", "knn", "finetune", "validation", "seconds")),
     *(f"tags.`{name}`" for name in ("status", "family")),
-    *(f"params.`{name}`" for name in ("encoder", "temperature", "epochs")),
+    *(f"params.`{name}`" for name in ("encoder", "temperature", "strength", "lr")),
 ]
+VIEWS = {  # of an experiment's runs, offered in the UI under "Views"
+    "methods": {"searchFilter": "tags.kind = 'entry'", "orderByKey": "metrics.`linear`", "orderByAsc": False},
+    "everything": {"orderByKey": "attributes.start_time", "orderByAsc": False},  # seeds and trials unfold
+}
 
 Point = tuple[str, float, int, int]  # of a curve: its name, the value, milliseconds since 1970, the step
 BATCH = 800  # points in a request; MLflow takes 1000 things, settings and tags included
@@ -47,8 +49,7 @@ class Run:
     params: dict[str, str]
     metrics: dict[str, float] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    pictures: dict[str, bytes] = field(default_factory=dict)  # by file name
+    files: dict[str, Path | bytes] = field(default_factory=dict)  # where they lie, or what they hold, by name
     dataset: tuple[str, str] | None = None  # its name, and a hash of it
     end: int | None = None  # None while it goes on
 
@@ -120,21 +121,11 @@ def opened(experiment: str) -> Iterator[tuple[Any, str]]:
 
 @contextlib.contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """Held by one process at a time. Raises TimeoutError or sqlite3.Error where the file cannot be written to."""
-    until = time.monotonic() + PATIENCE
+    """Held by one process at a time. Raises OSError or sqlite3.Error where the file cannot be written to."""
     with open(f"{file}.lock", "w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise TimeoutError(f"another process keeps {file}.lock") from None
-                time.sleep(0.05)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.closing(sqlite3.connect(file)) as database:
-            database.execute(
-                "PRAGMA journal_mode=WAL"
-            )  # the UI, which reads, and who writes do not wait for each other
+            database.execute("PRAGMA journal_mode=WAL")  # what reads, as the UI does, and what writes do not wait
             database.execute("BEGIN IMMEDIATE")  # fails in seconds where MLflow would try for minutes
         yield
 
@@ -147,18 +138,17 @@ def experiment_of(client: Any, name: str, file: Path | None) -> str:
         return found.experiment_id
     # By default artifacts would lie relative to whichever process came first. A server has its own place for them.
     artifacts = (root() / "mlartifacts").as_uri() if file else None
-    view = {"selectedColumns": COLUMNS, "orderByKey": "metrics.`linear`", "orderByAsc": False}
-    tags = {
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
-        "mlflow.experimentKind": "custom_model_development",  # or else the UI opens on a page for language models
-    }
+    tags = {}
+    for view, state in VIEWS.items():
+        saved = {"name": view, "createdAt": now(), "state": json.dumps({**state, "selectedColumns": COLUMNS})}
+        tags[f"mlflow.sharedViewState.{view}"] = json.dumps(saved)
     return client.create_experiment(name, artifact_location=artifacts, tags=tags)
 
 
 def write(experiment: str, group: str, runs: list[Run]) -> None:
     """Writes a run and those below it, the first of `runs` and the others; `group` is the key of them all together."""
     with opened(experiment) as (client, identifier):
-        found = client.search_runs([identifier], f"tags.`group` = '{group}'")
+        found = client.search_runs([identifier], f"tags.`group` = '{group}'", max_results=50_000)
         there = {run.data.tags.get("number"): run for run in found}
         above: dict[str, str] = {}
         for run in runs:
@@ -170,15 +160,15 @@ def write(experiment: str, group: str, runs: list[Run]) -> None:
 def create(client: Any, experiment: str, run: Run, tags: dict[str, str]) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if not asked.returncode:
-        tags |= {"mlflow.source.git.commit": asked.stdout.strip()}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        tags |= {"mlflow.source.git.commit": found.stdout.strip()}
     if run.number:
         tags |= {"number": run.number}
     stored = client.create_run(experiment, start_time=run.start, tags=run.tags | tags, run_name=run.title)
     if run.dataset:
-        name, digest = run.dataset
-        data = Dataset(name, digest, source_type="local", source=json.dumps({"uri": f"data/{run.tags['modality']}"}))
+        source = json.dumps({"uri": f"data/{run.tags['modality']}"})
+        data = Dataset(*run.dataset, source_type="local", source=source)
         inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
         client.log_inputs(stored.info.run_id, datasets=inputs)
     return stored
@@ -192,13 +182,17 @@ def complete(client: Any, stored: Any, run: Run) -> None:
     written = hashlib.sha256(repr(run).encode()).hexdigest()[:12]
     if stored.info.status == "FINISHED" and had.tags.get("written") == written:
         return
-    if run.files or run.pictures:
-        keep(client, identifier, run)
-    last = {  # step of each curve that is there
-        name: max(point.step for point in client.get_metric_history(identifier, name))
+    if run.files:
+        keep(client, identifier, run.files)
+    last = {  # step and time of each curve that is there
+        name: max((point.step, point.timestamp) for point in client.get_metric_history(identifier, name))
         for name in {name for name, *_ in run.points} & had.metrics.keys()
     }
-    metrics = [Metric(*point) for point in run.points if point[3] > last.get(point[0], -1)]
+    metrics = []
+    for name, value, moment, step in run.points:
+        reached, before = last.get(name, (-1, 0))
+        if step > reached:
+            metrics.append(Metric(name, value, max(moment, before), step))
     metrics += [Metric(name, v, now(), 0) for name, v in run.metrics.items() if had.metrics.get(name) != v]
     params = [Param(*item) for item in run.params.items() if item[0] not in had.params]
     tags = [RunTag(*item) for item in {**run.tags, **({"written": written} if run.end else {})}.items()]
@@ -210,34 +204,25 @@ def complete(client: Any, stored: Any, run: Run) -> None:
         client.set_terminated(identifier, end_time=run.end)
 
 
-def keep(client: Any, identifier: str, run: Run) -> None:
-    """Has its files and pictures among a run's artifacts."""
+def keep(client: Any, identifier: str, files: Mapping[str, Path | bytes]) -> None:
+    """Has files among a run's artifacts: copies of those that lie somewhere, new ones of the bytes of others."""
     there = {file.path for file in client.list_artifacts(identifier)}
     with tempfile.TemporaryDirectory() as folder:
-        files = [*run.files, *(Path(folder, name) for name in run.pictures)]
-        for name, picture in run.pictures.items():
-            Path(folder, name).write_bytes(picture)
-        for file in files:
-            if file.name not in there:
-                client.log_artifact(identifier, str(file))
+        for name in files.keys() - there:
+            path = content if isinstance(content := files[name], Path) else Path(folder, name)
+            if path is not content:
+                path.write_bytes(content)
+            client.log_artifact(identifier, str(path))
 
 
-def pages() -> list[str]:
-    """How to look at the runs: a link for each experiment, with the columns that matter, the best first."""
-    if not available():
-        return []
+def pages() -> dict[str, str]:
+    """A link for each experiment, to its methods in the UI, the best first."""
     from mlflow import MlflowClient
 
     server = uri if (uri := address()).startswith("http") else "http://127.0.0.1:5000"
-    found = sorted(MlflowClient(uri).search_experiments(), key=lambda experiment: experiment.experiment_id)
-    link = f"{server}/#/experiments/{{}}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
-    return (
-        []
-        if server == uri
-        else ["`mlflow ui`, and then:"]
-        + [
-            f"{experiment.name}: {link.format(experiment.experiment_id)}"
-            for experiment in found
-            if f"mlflow.sharedViewState.{VIEW}" in experiment.tags
-        ]
-    )
+    query = "viewStateShareKey=methods&workflowType=machine_learning"
+    return {
+        found.name: f"{server}/#/experiments/{found.experiment_id}/runs?{query}"
+        for found in MlflowClient(uri).search_experiments(order_by=["experiment_id"])
+        if "mlflow.sharedViewState.methods" in found.tags
+    }

@@ -145,7 +145,7 @@ def raced(tmp_path_factory):
     """A folder whose store three processes created, writing the same entry at once, and what they complained of."""
     folder = tmp_path_factory.mktemp("store")
     write_files(folder)
-    return folder, run_python(RACE, folder, MLFLOW_TRACKING_URI="")
+    return folder, run_python(RACE, folder, MLFLOW_TRACKING_URI="", MLFLOW_LOGGING_LEVEL="ERROR")
 
 
 @pytest.fixture(scope="session")
@@ -433,14 +433,6 @@ def test_a_store_that_another_program_keeps_locked_costs_one_warning(root, capsy
     assert "database is locked" in line
 
 
-def test_a_store_whose_lock_is_kept_costs_one_warning(root, monkeypatch, capsys):
-    monkeypatch.setattr(store, "PATIENCE", 0.1)
-    with store.alone(root / "mlflow.db"):
-        tracking.write_entry("image", "simclr")
-    [line] = capsys.readouterr().err.splitlines()
-    assert "TimeoutError: another process keeps" in line
-
-
 def test_a_damaged_result_costs_one_warning(root, capsys):
     (root / "metrics/image/simclr/pretrain/1.json").write_text("{")
     tracking.write_all()
@@ -482,11 +474,9 @@ def test_the_command_writes_everything_and_says_where_to_look(root, capsys):
     experiment = stored()[0].get_experiment_by_name("image")
     assert f"image: http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs?" in lines[-1]
     assert stored()[1].keys() >= {"simclr", "simclr sweep"}
-    key = lines[-1].split("viewStateShareKey=")[1].split("&")[0]
-    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
-    metrics = {name[9:-1] for name in view["selectedColumns"] if name.startswith("metrics.")}
-    assert {"linear", "seconds", "linear_ci95"} <= metrics
-    assert {"linear", "seconds", "linear_ci95"} <= one("simclr").data.metrics.keys()
+    saved = json.loads(experiment.tags["mlflow.sharedViewState.methods"])  # what the link names
+    metrics = {name[9:-1] for name in json.loads(saved["state"])["selectedColumns"] if name.startswith("metrics.")}
+    assert {"linear", "seconds", "linear_ci95"} <= metrics & one("simclr").data.metrics.keys()
 
 
 # ---- A real server, which many machines would share
@@ -554,6 +544,8 @@ def test_a_server_that_dies_costs_one_warning_and_has_everything_after_it_came_b
 
     with monkeypatch.context() as patch:  # a UI that reads while stages write to the file beneath it
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        for seed in SCORES:
+            write_json(root / f"metrics/image/simclr/pretrain/{seed}.json", pretrained(seed) | {"views": None})
         for score in (60.0, 61.0, 62.0):
             write_evaluation(root, 0, linear=score)
             tracking.write_entry("image", "simclr")
