@@ -19,8 +19,8 @@ from ssl_methods.masked.ijepa import distance, draw_blocks, draw_context
 from ssl_methods.masked.simmim import absolute_error
 from ssl_methods.modalities import image
 from ssl_methods.parts.losses import swapped
-from stages import pretrain
 from stages.common.settings import Settings
+from stages.training import loop
 from stages.training.columns import Columns
 from stages.training.loop import build_method, descend, fit
 from tests.methods.test_losses import mean, same_with_gradients
@@ -638,7 +638,7 @@ def test_those_that_foretell_features_do_it_for_their_own_picture(name, hyper, p
 )
 def test_an_interrupted_run_ends_the_same(name, hyper, params, pictures, tmp_path, monkeypatch):
     np.save(tmp_path / "image.npy", pictures.numpy())
-    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
 
     def ended(log=None, keep: Path | None = None) -> dict[str, Tensor]:
         method = made(params, name, **hyper)
