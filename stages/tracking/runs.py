@@ -24,6 +24,7 @@ from . import store
 from .store import Point, Run
 
 OFTEN = 10.0  # seconds between two looks at a curve that grows
+DIGITS = 4  # of means, so that the columns of a table can be read
 PICTURES = ("panel", "views")
 
 
@@ -192,9 +193,9 @@ def means(runs: list[dict[str, float]]) -> dict[str, float]:
     found = {}
     for name in dict.fromkeys(name for run in runs for name in run):
         over = estimate([run[name] for run in runs if name in run])
-        found[name] = over.mean
+        found[name] = round(over.mean, DIGITS)
         if over.half_width is not None:
-            found[f"{name}_ci95"] = over.half_width
+            found[f"{name}_ci95"] = round(over.half_width, DIGITS)
     return found
 
 

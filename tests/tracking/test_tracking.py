@@ -181,8 +181,8 @@ def root(empty, tmp_path, monkeypatch):
 def test_an_entry_holds_its_settings_and_its_means(root):
     tracking.write_entry("image", "simclr")
     run, expected = one("simclr"), estimate(list(SCORES.values()))
-    assert run.data.metrics["linear"] == expected.mean
-    assert run.data.metrics["linear_ci95"] == expected.half_width
+    assert run.data.metrics["linear"] == round(expected.mean, 4)
+    assert run.data.metrics["linear_ci95"] == round(expected.half_width, 4)
     assert run.data.metrics["seconds"] == 31.0
     assert run.data.params == {
         "temperature": "0.2",
@@ -308,7 +308,7 @@ def test_an_evaluation_that_comes_later_or_anew_updates_the_same_runs(root):
         write_evaluation(root, 0, linear=score)
         tracking.write_entry("image", "simclr")
         assert one("simclr 0").data.metrics["linear"] == score
-        assert one("simclr").data.metrics["linear"] == score
+        assert one("simclr").data.metrics["linear"] == round((score + 51.0 + 54.0) / 3, 4)
     assert curve(one("simclr 0")) == [(n, 1 / n) for n in range(1, 6)]
 
 
@@ -347,7 +347,7 @@ def test_what_is_cut_off_is_completed(call, root, monkeypatch, capsys):
     for seed in range(3):
         run = one(f"simclr {seed}")
         assert (run.info.status, curve(run)) == ("FINISHED", [(n, 1 / n) for n in range(1, 6)])
-    assert one("simclr").data.metrics["linear"] == estimate(list(SCORES.values())).mean
+    assert one("simclr").data.metrics["linear"] == round(estimate(list(SCORES.values())).mean, 4)
 
 
 def test_three_processes_create_one_store_and_write_one_entry(raced, monkeypatch):
