@@ -701,6 +701,23 @@ def test_what_was_measured_of_speed_is_a_section_of_both_documents(root):
     assert HOSTILE not in text + page
 
 
+def test_an_incomplete_record_of_speed_is_shown_as_far_as_it_goes(root):
+    pace = {"median": 9.0, "low": 8.0, "high": 10.0}
+    write_json(root / "reports/speed.json", {
+        "device": "cpu: old", "growth": {}, "overhead": {"nothing": 1.5},
+        "methods": {"image/simclr": {"samples_per_second": pace}}, "peers": {"simclr": {"ours": pace}},
+    })  # fmt: skip
+    report.main(root)
+    text = (root / "reports/README.md").read_text()
+    assert "\n\nMeasured on cpu: old.\n\n" in text
+    assert "| entry | samples/s | batch, % |" in text  # neither multiply-adds nor products
+    assert "takes no steps | 1.5 s |" in text
+    assert "As work grows" not in text
+    write_json(root / "reports/speed.json", {"device": "cpu: old"})
+    report.main(root)
+    assert "## Speed" not in (root / "reports/README.md").read_text()
+
+
 def test_readme_without_markers_is_left_alone(root):
     (root / "README.md").write_text("Nothing here.\n")
     report.main(root)
