@@ -24,7 +24,7 @@ from typing import Any
 OFF = "off"
 COLUMNS = [
     *(f"metrics.`{name}`" for name in ("linear", "linear_ci95", "knn", "finetune", "validation", "seconds")),
-    *(f"tags.`{name}`" for name in ("status", "family")),
+    *(f"tags.`{name}`" for name in ("status", "family", "best")),
     *(f"params.`{name}`" for name in ("encoder", "temperature", "strength", "lr")),
 ]
 VIEWS = {  # of an experiment's runs, offered in the UI under "Views"
