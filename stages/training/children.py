@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-import torch._dynamo  # every optimizer imports it at its first step; here that is once for all seeds
 
 from ..common.command import explained
 from ..common.progress import Shares
@@ -72,6 +71,8 @@ def side_by_side(
     On CUDA, which does not survive a fork, children are spawned, and `work` must be picklable. Elsewhere they are
     forked, so that what the parent has imported is imported once; it must not have computed anything by then.
     """
+    import torch._dynamo  # every optimizer does at its first step, which takes seconds: here once for all children
+
     context = multiprocessing.get_context("spawn" if device.type == "cuda" else "fork")
     threads = max(1, cores() // (count * processes))
     free, waiting, failed = list(range(count)), list(seeds), {}
