@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -71,8 +72,7 @@ def side_by_side(
     On CUDA, which does not survive a fork, children are spawned, and `work` must be picklable. Elsewhere they are
     forked, so that what the parent has imported is imported once; it must not have computed anything by then.
     """
-    import torch._dynamo  # every optimizer does at its first step, which takes seconds: here once for all children
-
+    import_module("torch._dynamo")  # every optimizer does at its first step, which takes seconds: here once for all
     context = multiprocessing.get_context("spawn" if device.type == "cuda" else "fork")
     threads = max(1, cores() // (count * processes))
     free, waiting, failed = list(range(count)), list(seeds), {}
