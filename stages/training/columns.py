@@ -24,7 +24,7 @@ def manifest(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         facts_of(found)  # what every reader asks of it
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no prepared data; run `dvc repro prepare` first") from None
+        raise InputError(f"{folder} holds no prepared data; run `dvc repro`, which prepares it first") from None
     except Exception as error:  # whatever a damaged file makes of itself
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{path} cannot be read ({reason}); delete {folder} and run `dvc repro`") from None

@@ -321,7 +321,7 @@ def test_an_encoder_that_does_not_suit_a_method_is_refused(data):
 
 
 def test_data_that_was_not_prepared_is_told(tmp_path):
-    with pytest.raises(InputError, match="dvc repro prepare"):
+    with pytest.raises(InputError, match="`dvc repro`, which prepares it first"):
         loop.train(entry_of("simclr"), tmp_path, seed=0)
 
 
