@@ -146,7 +146,7 @@ class Settings(Block):
     """The whole of params.yaml."""
 
     seeds: list[Annotated[int, Interval(ge=0, lt=2**31)]] = Field(min_length=1)
-    at_once: Count | Literal["auto"] = "auto"  # so many seeds side by side; no result depends on it
+    at_once: Count | Literal["auto"] = "auto"  # so many seeds side by side, with a share of the cores each
     benchmark: dict[str, Modality]
     datasets: dict[str, dict[str, Any] | None]
     training: dict[str, Training]
