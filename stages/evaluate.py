@@ -8,7 +8,6 @@ data/<modality> and models/<modality>/<entry>/<seed>/{encoder.safetensors, statu
 import argparse
 import functools
 import hashlib
-import json
 import shutil
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ import torch
 
 from . import plan
 from .common.command import command
-from .common.files import write_json
+from .common.files import read_json, write_json
 from .common.settings import Evaluation, read
 from .measures.protocol import evaluate
 from .reporting.statistics import estimate
@@ -35,7 +34,8 @@ def measure(
 ) -> None:
     """One seed, in a process of its own; see `seeds.make`."""
     folder, protocol, began = Path("data", modality), Evaluation(**planned["protocol"]), time.time()
-    clock = devices.clock(devices.choose(protocol.device))
+    device = devices.choose(protocol.device)
+    clock = devices.clock(device)
     working = clock()
     found = evaluate(
         models_of(modality, entry, seed),
@@ -47,7 +47,7 @@ def measure(
         advance=tell.share,
     )
     found |= {"key": keep.name, "seconds": round(clock() - working, 2)}
-    found["provenance"] = devices.provenance(planned, manifest(folder), devices.choose(protocol.device), torch.float32)
+    found["provenance"] = devices.provenance(planned, manifest(folder), device, torch.float32)
     found["clock"] = [round(began), round(time.time())]
     write_json(results / "evaluate.json", found)
     shown = ", ".join(f"{name} {found[name]:.4g}" for name in (*SHOWN, "effective_rank") if found[name] is not None)
@@ -101,7 +101,7 @@ def main() -> None:
     shutil.rmtree(metrics / "evaluate", ignore_errors=True)
     for seed, results in made.items():
         seeds.place(results, "evaluate.json", metrics / "evaluate" / f"{seed}.json")
-    runs = [json.loads((results / "evaluate.json").read_text(encoding="utf-8")) for results in made.values()]
+    runs = [read_json(results / "evaluate.json") for results in made.values()]
     write_json(metrics.with_name(f"{metrics.name}.json"), summary(runs))
 
     from .tracking.runs import write_entry  # here, so that MLflow is imported once there is something to write

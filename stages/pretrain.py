@@ -89,9 +89,10 @@ def main() -> None:
     for folder in (models, metrics / "pretrain"):
         shutil.rmtree(folder, ignore_errors=True)
     for seed, results in made.items():
-        for path in results.glob("[!p]*"):  # the encoder, where there is one, and its status
-            seeds.place(results, path.name, models / str(seed) / path.name)
         seeds.place(results, "pretrain.json", metrics / "pretrain" / f"{seed}.json")
+        for name in ("encoder.safetensors", "status.json"):
+            if (results / name).exists():  # a run that diverged leaves no encoder
+                seeds.place(results, name, models / str(seed) / name)
     if watched.live:
         from .tracking.runs import write_entry
 

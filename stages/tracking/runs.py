@@ -9,7 +9,6 @@ from. So stages write when they end, and `python -m stages.track` writes whateve
 
 import base64
 import csv
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.files import read_json
 from ..common.progress import Progress
 from ..reporting.statistics import estimate
 from ..training.devices import key_of
 from . import store
 from .store import Point, Run
 
+PLAN = Path("plan.json")
 OFTEN = 10.0  # seconds between two looks at a curve that grows
 DIGITS = 4  # of means, so that the columns of a table can be read
 PICTURES = ("panel", "views")
@@ -34,15 +35,16 @@ def write_entry(modality: str, name: str) -> None:
 
     Results of other settings than plan.json has by now are passed over.
     """
-    planned, found = read("plan.json")["pretrain"][modality][name], {}
+    plan, found = read_json(PLAN), {}
+    planned = plan["pretrain"][modality][name]
     for file in sorted(Path("metrics", modality, name, "pretrain").glob("*.json")):
-        pretrained = read(file)
+        pretrained = read_json(file)
         if pretrained["provenance"]["config"] == config_of(planned):
             found[file.stem] = pretrained
     if not found:
         return
     made = next(iter(found.values()))["provenance"]
-    entry = Entry(modality, name, planned, made["code"], made["data"])
+    entry = Entry(modality, name, planned, plan["prepare"][modality]["data"], made["code"], made["data"])
     seeds = [entry.finished(seed, pretrained) for seed, pretrained in found.items()]
     parent = entry.run(min(seed.start for seed in seeds))
     parent.end = max(seed.end for seed in seeds)
@@ -55,11 +57,12 @@ def write_entry(modality: str, name: str) -> None:
 
 @dataclass
 class Entry:
-    """One row of the table: its block of plan.json, and the hashes of the code and the data that it was made with."""
+    """One row of the table: its block of plan.json, its data set's name, and the hashes of its code and data."""
 
     modality: str
     name: str
     planned: Mapping[str, Any]
+    source: str
     code: str
     data: str
 
@@ -69,17 +72,17 @@ class Entry:
 
     def run(self, start: int, seed: str | None = None) -> Run:
         """Its run, or that of a seed."""
-        data = read("plan.json")["prepare"][self.modality]["data"]
-        tags = {"modality": self.modality, "entry": self.name, "data": data, "code": self.code}
+        tags = {"modality": self.modality, "entry": self.name, "data": self.source, "code": self.code}
         tags |= {"family": self.planned["family"], "kind": "seed" if seed else "entry", "key": self.key}
         params = params_of(self.planned) | ({"seed": seed} if seed else {})
-        return Run(f"{self.name} {seed}" if seed else self.name, seed, start, tags, params, dataset=(data, self.data))
+        title = f"{self.name} {seed}" if seed else self.name
+        return Run(title, seed, start, tags, params, dataset=(self.source, self.data))
 
     def finished(self, seed: str, pretrained: dict[str, Any]) -> Run:
         """A seed's run, of what its pretraining and, where there is one, its evaluation left."""
         start, trained = (1000 * moment for moment in pretrained["clock"])
         evaluation = Path("metrics", self.modality, self.name, "evaluate", f"{seed}.json")
-        evaluated = read(evaluation) if evaluation.exists() else {}
+        evaluated = read_json(evaluation)
         run = self.run(start, seed)
         run.end = 1000 * evaluated["clock"][1] if evaluated else trained
         run.tags["status"] = evaluated.get("status", pretrained["status"])
@@ -113,9 +116,9 @@ class Live:
             self.sent = time.monotonic()
 
     def flush(self) -> None:
-        planned = read("plan.json")["pretrain"][self.modality][self.name]
-        data = read("data", self.modality, "manifest.json")["hash"][:12]
-        entry, runs = Entry(self.modality, self.name, planned, planned["code"], data), []
+        plan, data = read_json(PLAN), read_json(Path("data", self.modality, "manifest.json"))["hash"][:12]
+        planned, source = plan["pretrain"][self.modality][self.name], plan["prepare"][self.modality]["data"]
+        entry, runs = Entry(self.modality, self.name, planned, source, planned["code"], data), []
         for seed, points in self.waiting.items():
             if points:
                 runs.append(entry.run(store.now(), str(seed)))
@@ -127,10 +130,10 @@ class Live:
 @store.harmless
 def write_sweep(modality: str, name: str) -> None:
     """A sweep and its trials. One that has more trials than before gets those added."""
-    folder, plan = Path("reports/sweeps", modality, name), read("plan.json")
+    folder, plan = Path("reports/sweeps", modality, name), read_json(PLAN)
     if not (folder / "study.json").exists():
         return
-    planned, study = plan["sweep"][modality][name], read(folder, "study.json")
+    planned, study = plan["sweep"][modality][name], read_json(folder / "study.json")
     with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     same = {key: value for key, value in planned["sweep"].items() if key not in ("trials", "storage")}
@@ -157,7 +160,7 @@ def write_sweep(modality: str, name: str) -> None:
 
 def write_all() -> None:
     """Every entry and every sweep that has files."""
-    plan = read("plan.json")
+    plan = read_json(PLAN)
     writers = {"pretrain": write_entry, "sweep": write_sweep}
     rows = [(stage, modality, name) for stage in writers for modality in plan[stage] for name in plan[stage][modality]]
     shown = Progress("MLflow", len(rows), "entries")
@@ -165,10 +168,6 @@ def write_all() -> None:
         writers[stage](modality, name)
         shown.advance(1)
     shown.close()
-
-
-def read(*parts: str | Path) -> Any:
-    return json.loads(Path(*parts).read_text(encoding="utf-8"))
 
 
 def config_of(planned: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ LOOK = 0.2  # seconds between two looks at the progress
 
 @dataclass(frozen=True)
 class Teller:
-    """What a child tells its parent. `seed`'s progress is a share from 0 to 1; a point is one of its loss curve."""
+    """What a child tells its parent: which share of its work is done, from 0 to 1, and the points of its curve."""
 
     pipe: Connection
 

@@ -15,7 +15,7 @@ import torch
 
 from ..common.files import replacing
 from ..common.settings import InputError
-from . import checkpoint, children
+from . import checkpoint, children, distributed
 from .children import Heard, Teller
 
 DONE, PARTIAL = "done", "partial"
@@ -65,7 +65,7 @@ def make(
 def run(work: Work, folders: Mapping[int, Path], seed: int, teller: Teller) -> None:
     """One seed, in a child: its results are there whole or not at all."""
     folder = folders[seed]
-    if os.environ.get("RANK", "0") != "0":
+    if distributed.rank():
         work(seed, folder, None, teller)
         return
     with checkpoint.locked(folder):

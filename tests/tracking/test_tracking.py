@@ -19,6 +19,7 @@ from unittest.mock import Mock
 import pytest
 
 from stages import track
+from stages.common.files import read_json
 from stages.reporting.statistics import estimate
 from stages.tracking import runs as tracking
 from stages.tracking import store
@@ -260,7 +261,7 @@ def test_long_curves_are_sent_in_parts(root):
 
 
 def test_results_of_other_settings_than_the_plan_has_are_passed_over(root):
-    plan = tracking.read("plan.json")
+    plan = read_json(Path("plan.json"))
     plan["pretrain"]["image"]["simclr"]["hyper"]["temperature"] = 0.5
     write_json(root / "plan.json", plan)
     tracking.write_entry("image", "simclr")
