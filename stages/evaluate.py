@@ -94,6 +94,7 @@ def main() -> None:
         given.entry,
         keys,
         functools.partial(measure, given.modality, given.entry, planned),
+        proof="evaluate.json",
         device=devices.choose(planned["protocol"]["device"]),
         at_once=settings.at_once,
     )

@@ -80,6 +80,7 @@ def main() -> None:
         given.entry,
         {seed: devices.key_of([given.modality, given.entry, seed, planned, data["hash"]]) for seed in settings.seeds},
         functools.partial(pretrain, entry, planned),
+        proof="pretrain.json",
         device=devices.choose(entry.training.device),
         at_once=settings.at_once,
         processes=entry.training.processes,

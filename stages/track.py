@@ -4,11 +4,14 @@ metrics/ and reports/sweeps -> the store that `mlflow ui` shows
 """
 
 from .common.command import command
+from .common.settings import InputError
 from .tracking import runs, store
 
 
 def main() -> None:
     runs.write_all()
+    if store.failed():
+        raise InputError(f"the store {store.address()} cannot be used; mend it or move it away, and start again")
     if store.available():
         print("`mlflow ui` shows it:")
         for name, link in store.pages().items():

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.settings import InputError
+
 OFF = "off"
 COLUMNS = [
     *(f"metrics.`{name}`" for name in ("linear", "linear_ci95", "knn", "finetune", "validation", "seconds")),
@@ -55,7 +57,7 @@ class Run:
 
 
 def harmless(write: Callable[..., None]) -> Callable[..., None]:
-    """Has `write` do nothing where tracking is off, and makes of whatever it raises one warning for the process."""
+    """Has `write` do nothing where tracking is off, and makes of whatever it raises a warning: one of the store."""
 
     @functools.wraps(write)
     def wrapped(*args: Any) -> None:
@@ -65,7 +67,7 @@ def harmless(write: Callable[..., None]) -> Callable[..., None]:
                 with warnings.catch_warnings(action="ignore"):  # deprecations in what mlflow imports
                     write(*args)
             except Exception as error:
-                _failed = True
+                _failed = not isinstance(error, InputError)  # which is about one entry's files
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 told = f"not written to MLflow; results are not affected ({reason})"
                 print(f"warning: {told}; `python -m stages.track` writes it later", file=sys.stderr, flush=True)
@@ -76,6 +78,10 @@ def harmless(write: Callable[..., None]) -> Callable[..., None]:
 def available() -> bool:
     """Whether there is a point in writing: tracking is not off, and nothing has failed so far."""
     return not _failed and os.environ.get("MLFLOW_TRACKING_URI") != OFF
+
+
+def failed() -> bool:
+    return _failed
 
 
 def now() -> int:

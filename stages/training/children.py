@@ -21,6 +21,7 @@ import torch
 
 from ..common.command import explained
 from ..common.progress import Shares
+from ..common.settings import InputError
 
 GPU_MEMORY = 2**34  # bytes of a GPU for each of the runs that share it
 LOOK = 0.2  # seconds between two looks at the progress
@@ -45,7 +46,12 @@ Heard = Callable[[int, Mapping[str, float]], None]  # heard(seed, point), in the
 
 def cores() -> int:
     """The cores that this process may use: OMP_NUM_THREADS, or else all that the system gives it."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # of "4,2" the first is for the outermost loop
+    if not asked:
+        return len(os.sched_getaffinity(0))
+    if not asked.isdecimal() or int(asked) < 1:
+        raise InputError(f"OMP_NUM_THREADS: expected a whole number of at least 1, but it is {asked!r}; unset it")
+    return int(asked)
 
 
 def at_once(asked: int | str, seeds: int, device: torch.device, processes: int = 1) -> int:

@@ -32,6 +32,7 @@ def make(
     keys: Mapping[int, str],
     work: Work,
     *,
+    proof: str,
     device: torch.device,
     at_once: int | str,
     processes: int = 1,
@@ -39,15 +40,16 @@ def make(
 ) -> dict[int, Path]:
     """The folder of results of each seed, made by `work` where it is missing. `keys` are {seed: its key}.
 
-    Raises InputError where a seed failed, after the others have ended.
+    `proof` is the file of a run's results that it writes last. Raises InputError where a seed failed, after the others
+    have ended.
     """
     folders = {seed: checkpoint.folder_of(stage, modality, entry, seed, key) for seed, key in keys.items()}
-    missing = [seed for seed, folder in folders.items() if not (folder / DONE).exists()]
+    missing = lacking(folders, proof)
     if kept := len(folders) - len(missing):
         print(f"{entry}: {kept} of {len(folders)} seeds are kept from before", flush=True)
     if missing:
         failed = children.side_by_side(
-            functools.partial(run, work, folders),
+            functools.partial(run, work, folders, proof),
             missing,
             label=f"{stage} {modality} {entry}",
             device=device,
@@ -57,23 +59,35 @@ def make(
         )
         if failed:
             raise InputError(complaint(entry, failed))
+        if gone := lacking(folders, proof):
+            told = f"what it made is gone, for {checkpoint.SCRATCH} was deleted meanwhile; run `dvc repro` again"
+            raise InputError(complaint(entry, dict.fromkeys(gone, told)))
     for folder in folders.values():
         forget_others(folder)
     return {seed: folder / DONE for seed, folder in folders.items()}
 
 
-def run(work: Work, folders: Mapping[int, Path], seed: int, teller: Teller) -> None:
+def lacking(folders: Mapping[int, Path], proof: str) -> list[int]:
+    """The seeds that have no results, or not all of them."""
+    return [seed for seed, folder in folders.items() if not (folder / DONE / proof).exists()]
+
+
+def run(work: Work, folders: Mapping[int, Path], proof: str, seed: int, teller: Teller) -> None:
     """One seed, in a child: its results are there whole or not at all."""
     folder = folders[seed]
     if distributed.rank():
         work(seed, folder, None, teller)
         return
     with checkpoint.locked(folder):
-        if (folder / DONE).exists():  # another process was quicker
+        if (folder / DONE / proof).exists():  # another process was quicker
             return
-        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+        for remains in (DONE, PARTIAL):
+            shutil.rmtree(folder / remains, ignore_errors=True)
         (folder / PARTIAL).mkdir()
         work(seed, folder, folder / PARTIAL, teller)
+        for path in (folder / PARTIAL).iterdir():  # on the disk, before the folder says so
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         (folder / PARTIAL).rename(folder / DONE)
         (folder / checkpoint.FILE).unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ import pytest
 
 from stages import track
 from stages.common.files import read_json
+from stages.common.settings import InputError
 from stages.reporting.statistics import estimate
 from stages.tracking import runs as tracking
 from stages.tracking import store
@@ -436,8 +437,10 @@ def test_a_store_that_another_program_keeps_locked_costs_one_warning(root, capsy
 
 def test_a_damaged_result_costs_one_warning(root, capsys):
     (root / "metrics/image/simclr/pretrain/1.json").write_text("{")
+    write_trials(root, [50.0])
     tracking.write_all()
     assert len(capsys.readouterr().err.splitlines()) == 1
+    assert "simclr sweep" in stored()[1]  # the others are written all the same
 
 
 def test_an_experiment_that_was_deleted_in_the_ui_comes_back(root, capsys):
@@ -478,6 +481,16 @@ def test_the_command_writes_everything_and_says_where_to_look(root, capsys):
     saved = json.loads(experiment.tags["mlflow.sharedViewState.methods"])  # what the link names
     metrics = {name[9:-1] for name in json.loads(saved["state"])["selectedColumns"] if name.startswith("metrics.")}
     assert {"linear", "seconds", "linear_ci95"} <= metrics & one("simclr").data.metrics.keys()
+
+
+def test_the_command_fails_where_the_store_does(root, monkeypatch, capsys):
+    (root / "mlflow.db").write_bytes(b"no database" * 999)
+    with pytest.raises(InputError, match=r"^the store sqlite:///.*mlflow.db cannot be used; mend it or move it away"):
+        track.main()
+    (root / "mlflow.db").unlink()
+    monkeypatch.setattr(store, "_failed", False)
+    track.main()
+    assert "simclr" in stored()[1]
 
 
 # ---- A real server, which many machines would share

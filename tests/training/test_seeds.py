@@ -12,18 +12,19 @@ import psutil
 import pytest
 import torch
 
+from stages.common.settings import InputError
 from stages.training import children
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import json, os, sys, time
+import json, os, shutil, sys, time
 from pathlib import Path
 import torch
 from stages.common.command import command
 from stages.common.settings import InputError
 from stages.training import seeds
 
-how, wanted, options = json.loads(sys.argv[1])
+how, wanted, given = json.loads(sys.argv[1])
 
 
 def work(seed, keep, results, tell):
@@ -36,6 +37,8 @@ def work(seed, keep, results, tell):
     match how.get(f"{seed} {rank}"):
         case "mistake":
             raise InputError("too large; choose less")
+        case "swept":  # by another program, or by hand
+            shutil.rmtree(".scratch/pretrain/image/a/0")
         case "bug":
             raise ZeroDivisionError("a bug")
         case "killed":
@@ -51,7 +54,8 @@ def work(seed, keep, results, tell):
 def main():
     heard = lambda seed, point: print("heard", seed, point["loss"], flush=True)
     keys = {seed: f"key{seed}" for seed in wanted}
-    made = seeds.make("pretrain", "image", "a", keys, work, device=torch.device("cpu"), heard=heard, **options)
+    options = {"proof": "out", "device": torch.device("cpu"), "heard": heard, **given}
+    made = seeds.make("pretrain", "image", "a", keys, work, **options)
     print("made", {seed: (folder / "out").read_text() for seed, folder in made.items()})
 
 
@@ -148,6 +152,20 @@ def test_a_run_that_was_cut_off_is_made_again(program):
     assert "made {0: '0'}" in program.run([0])[1]
 
 
+def test_a_finished_run_that_lost_its_files_is_made_again(program):
+    program.run([0, 1])
+    (program.folder / ".scratch/pretrain/image/a/0/key0/done/out").unlink()
+    assert "made {0: '0', 1: '1'}" in program.run([0, 1])[1]
+    assert sorted(seed for seed, *_ in program.notes("begin")) == ["0", "0", "1"]
+
+
+def test_what_is_deleted_while_others_run_is_told_and_made_again(program):
+    code, _, err = program.run([0, 1], {"1 0": "swept"}, at_once=1)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: a, seed 0: what it made is gone, for .scratch was deleted meanwhile")
+    assert "made {0: '0', 1: '1'}" in program.run([0, 1])[1]
+
+
 def test_finished_runs_of_other_settings_are_removed_and_unfinished_ones_stay(program):
     place = program.folder / ".scratch/pretrain/image/a/0"
     (place / "old/done").mkdir(parents=True)
@@ -184,6 +202,18 @@ def test_children_end_with_their_parent(program, how):
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
         assert time.monotonic() < until + 60
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("asked", ["0", "-2", "many"])
+def test_cores_that_make_no_sense_are_one_clear_line(asked, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    with pytest.raises(InputError, match=f"^OMP_NUM_THREADS: expected a whole number .* but it is '{asked}'"):
+        children.cores()
+
+
+def test_cores_are_those_of_the_outermost_loop(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert children.cores() == 4
 
 
 def test_as_many_at_a_time_as_serve_best(monkeypatch):
