@@ -1,8 +1,8 @@
 """The first stage: checks params.yaml whole, and writes what every other stage depends on.   python -m stages.plan
 
 plan.json holds, for each stage and each row of a table, its resolved settings and the fingerprint of the code that
-they reach; keys.json holds one word for the two. That is what DVC compares, so that a change reruns what it can change
-and nothing else. Both are kept in git. (DVC walks through a whole file for each stage: hence a short one.)
+they reach; keys.json holds one word for the two, and the seeds. That is what DVC compares, so that a change reruns what
+it can change and nothing else. Both are kept in git. (DVC walks through a whole file for each stage: hence a short one.)
 """
 
 import json
@@ -151,7 +151,7 @@ def main() -> None:
         devices.choose(block.device)
     plan = fingerprinted(plan, root)
     files.write_json(PLAN, plan)
-    files.write_json(KEYS, keys_of(plan))
+    files.write_json(KEYS, {"seeds": settings.seeds, **keys_of(plan)})
 
 
 if __name__ == "__main__":
