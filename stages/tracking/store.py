@@ -57,7 +57,10 @@ class Run:
 
 
 def harmless(write: Callable[..., None]) -> Callable[..., None]:
-    """Has `write` do nothing where tracking is off, and makes of whatever it raises a warning: one of the store."""
+    """Has `write` do nothing where tracking is off, and turns whatever it raises into a warning.
+
+    After a fault of the store itself, this process writes nothing more; a damaged results file costs one entry.
+    """
 
     @functools.wraps(write)
     def wrapped(*args: Any) -> None:
@@ -67,7 +70,7 @@ def harmless(write: Callable[..., None]) -> Callable[..., None]:
                 with warnings.catch_warnings(action="ignore"):  # deprecations in what mlflow imports
                     write(*args)
             except Exception as error:
-                _failed = not isinstance(error, InputError)  # which is about one entry's files
+                _failed = not isinstance(error, InputError)  # that is a damaged results file, and the store is well
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 told = f"not written to MLflow; results are not affected ({reason})"
                 print(f"warning: {told}; `python -m stages.track` writes it later", file=sys.stderr, flush=True)
@@ -81,6 +84,7 @@ def available() -> bool:
 
 
 def failed() -> bool:
+    """Whether the store had a fault in this process."""
     return _failed
 
 
