@@ -2,7 +2,7 @@
 
 plan.json holds, for each stage and each row of a table, its resolved settings and the fingerprint of the code that
 they reach; keys.json holds one word for the two, and the seeds. That is what DVC compares, so that a change reruns what
-it can change and nothing else. Both are kept in git. (DVC walks through a whole file for each stage: hence a short one.)
+it can change and nothing else. Both are kept in git. (DVC reads the whole file for each stage: hence a short one.)
 """
 
 import json
